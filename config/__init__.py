@@ -1,0 +1,1 @@
+"""The settings reference and the training recipes, packaged as data."""

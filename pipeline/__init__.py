@@ -1,0 +1,1 @@
+"""The core: CT slices in, findings out. No socket, no database, no clock."""

@@ -1,0 +1,1 @@
+"""Findings to DICOM SR: pure, with UIDs, times and evidence headers as arguments."""

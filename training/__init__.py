@@ -1,0 +1,1 @@
+"""Offline training and judging; imports the pipeline, and nothing imports it."""
