@@ -74,9 +74,7 @@ def to_document(analysis: Analysis) -> dict[str, Any]:
         "reason": None if reason is None else {"code": reason.code.value, "text": reason.text},
         "warnings": [{"code": n.code.value, "text": n.text} for n in analysis.notices],
         "findings": [_finding(f) for f in analysis.reported],
-        "candidates": [
-            {"position_lps_mm": list(c.position_lps_mm), "score": c.score} for c in analysis.candidates
-        ],
+        "candidates": [{"position_lps_mm": list(c.position_lps_mm), "score": c.score} for c in analysis.candidates],
         "volume": None
         if received is None
         else {
