@@ -1,0 +1,289 @@
+"""Records what arrived: one instance, one transaction, one of three outcomes.
+
+A study's state is touched here only towards ``RECEIVING``; all other moves belong to the worker's rooms.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from pipeline.domain.outcome import Code
+from scp_node.ledger import tables
+from scp_node.ledger.states import EventKind, Purpose, StudyState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ATTEMPTS: Final = 3
+MAX_TEXT: Final = 1024
+
+
+class LedgerUnavailableError(Exception):
+    """The database did not take the row: locked for too long, full, or not reachable."""
+
+
+class Stored(StrEnum):
+    """What an arrival was."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A row for ``nn_event``: ``text`` is one sentence without patient data."""
+
+    kind: EventKind
+    text: str
+    code: str | None = None
+    study_uid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One instance that lies safely on disk, or is only noted (``path`` is ``None``).
+
+    ``sha256`` is the hash of the encoded data set, without the file meta information in front of it.
+    ``notes`` are noted unless it is a duplicate, ``series_notes`` with the first instance of its series only.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    sha256: str
+    size_bytes: int
+    path: str | None
+    purpose: Purpose
+    calling_ae: str
+    called_ae: str
+    peer: str
+    received_at: float
+    notes: tuple[Note, ...] = ()
+    series_notes: tuple[Note, ...] = ()
+
+
+class Arrivals:
+    """The ledger as the listener sees it."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        # SQLite's waiting writers poll the file; threads of one process queue here instead.
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+
+    def is_our_report(self, sop_instance_uid: str) -> bool:
+        """Whether this node wrote the instance itself."""
+        query = sa.select(tables.report.c.sop_instance_uid).where(
+            tables.report.c.sop_instance_uid == sop_instance_uid
+        )
+        with _translated(), self._engine.connect() as connection:
+            return connection.execute(query).first() is not None
+
+    def record(self, arrival: Arrival) -> Stored:
+        """Count an instance in, or recognise it.
+
+        Returns
+        -------
+        Stored
+            ``DUPLICATE``: the same data set is there already, nothing changed. ``CHANGED``: other bytes under a
+            known SOP Instance UID; both rows stay, the new one is the newest.
+
+        Raises
+        ------
+        LedgerUnavailableError
+            Nothing was recorded.
+        """
+        with self._turn, _translated():
+            for attempt in range(ATTEMPTS):
+                try:
+                    with self._engine.begin() as connection:
+                        return _record(connection, arrival)
+                except sa.exc.IntegrityError:
+                    if attempt == ATTEMPTS - 1:  # another process inserted the same row first, again and again
+                        raise
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def note(self, notes: Sequence[Note], now: float) -> None:
+        """Add events."""
+        with self._turn, _translated(), self._engine.begin() as connection:
+            _note(connection, notes, now)
+
+    def paths(self) -> frozenset[str]:
+        """All paths that rows point to."""
+        query = sa.select(tables.instance.c.path).where(tables.instance.c.path.is_not(None))
+        with _translated(), self._engine.connect() as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def forget_file(self, path: str, now: float) -> None:
+        """Note that the file behind a row is gone."""
+        instance = tables.instance
+        lost = sa.select(instance.c.study_uid, instance.c.sop_instance_uid).where(instance.c.path == path)
+        with self._turn, _translated(), self._engine.begin() as connection:
+            # A write first: SQLite's transaction begins there.
+            connection.execute(sa.update(instance).where(instance.c.path == path).values(path=path))
+            notes = [
+                Note(
+                    EventKind.FILE_LOST,
+                    f"The file of instance {row.sop_instance_uid} is gone from the disk; send it again.",
+                    study_uid=row.study_uid,
+                )
+                for row in connection.execute(lost)
+            ]
+            connection.execute(sa.update(instance).where(instance.c.path == path).values(path=None))
+            _note(connection, notes, now)
+
+
+def _record(connection: sa.Connection, arrival: Arrival) -> Stored:
+    _take_study(connection, arrival)
+    known = _known(connection, arrival)
+    if any(row.is_newest and row.sha256 == arrival.sha256 for row in known):
+        _repair_path(connection, arrival)
+        return Stored.DUPLICATE
+    _count_series(connection, arrival)
+    if known:
+        _supersede(connection, arrival)
+    _insert_instance(connection, arrival, 1 + max((row.version for row in known), default=0))
+    _note(connection, arrival.notes, arrival.received_at)
+    _move_study(connection, arrival)
+    return Stored.CHANGED if known else Stored.NEW
+
+
+def _take_study(connection: sa.Connection, arrival: Arrival) -> None:
+    """Lock the study's row, or make it. A write comes first, so that SQLite's transaction begins here."""
+    study = tables.study
+    locked = sa.update(study).where(study.c.study_uid == arrival.study_uid).values(study_uid=arrival.study_uid)
+    if connection.execute(locked).rowcount == 0:
+        connection.execute(
+            sa.insert(study).values(
+                study_uid=arrival.study_uid,
+                state=StudyState.RECEIVING,
+                revision=0,
+                codes=[],
+                sender=arrival.calling_ae,
+                first_received_at=arrival.received_at,
+                last_received_at=arrival.received_at,
+                state_changed_at=arrival.received_at,
+            )
+        )
+
+
+def _known(connection: sa.Connection, arrival: Arrival) -> Sequence[sa.Row[int, bool, str]]:
+    instance = tables.instance
+    query = sa.select(instance.c.version, instance.c.is_newest, instance.c.sha256).where(
+        instance.c.sop_instance_uid == arrival.sop_instance_uid
+    )
+    return connection.execute(query).all()
+
+
+def _repair_path(connection: sa.Connection, arrival: Arrival) -> None:
+    """Point the row of a duplicate at the file that is there now: the old one may have been lost."""
+    instance = tables.instance
+    if arrival.path is not None:
+        connection.execute(
+            sa.update(instance)
+            .where(
+                instance.c.sop_instance_uid == arrival.sop_instance_uid,
+                instance.c.sha256 == arrival.sha256,
+                instance.c.is_newest,
+                instance.c.path.is_distinct_from(arrival.path),
+            )
+            .values(path=arrival.path)
+        )
+
+
+def _count_series(connection: sa.Connection, arrival: Arrival) -> None:
+    series, is_ct = tables.series, arrival.purpose is Purpose.CT
+    values: dict[str, object] = {"last_received_at": arrival.received_at}
+    if is_ct:
+        values["holds_ct"] = True
+    here = sa.and_(series.c.study_uid == arrival.study_uid, series.c.series_uid == arrival.series_uid)
+    if connection.execute(sa.update(series).where(here).values(values)).rowcount == 0:
+        connection.execute(
+            sa.insert(series).values(
+                study_uid=arrival.study_uid,
+                series_uid=arrival.series_uid,
+                holds_ct=is_ct,
+                last_received_at=arrival.received_at,
+            )
+        )
+        _note(connection, arrival.series_notes, arrival.received_at)
+
+
+def _supersede(connection: sa.Connection, arrival: Arrival) -> None:
+    """Make room for a newer version; the same UID in another study is another study's matter."""
+    instance = tables.instance
+    connection.execute(
+        sa.update(instance)
+        .where(instance.c.sop_instance_uid == arrival.sop_instance_uid, instance.c.study_uid == arrival.study_uid)
+        .values(is_newest=False)
+    )
+    text = (
+        f"Instance {arrival.sop_instance_uid} arrived again from {arrival.calling_ae} with other content; "
+        "both are kept, the newest counts."
+    )
+    note = Note(EventKind.CHANGED, text, Code.INSTANCE_CHANGED, arrival.study_uid)
+    _note(connection, [note], arrival.received_at)
+
+
+def _insert_instance(connection: sa.Connection, arrival: Arrival, version: int) -> None:
+    connection.execute(
+        sa.insert(tables.instance).values(
+            sop_instance_uid=arrival.sop_instance_uid,
+            version=version,
+            is_newest=True,
+            study_uid=arrival.study_uid,
+            series_uid=arrival.series_uid,
+            sop_class_uid=arrival.sop_class_uid,
+            transfer_syntax_uid=arrival.transfer_syntax_uid,
+            sha256=arrival.sha256,
+            size_bytes=arrival.size_bytes,
+            path=arrival.path,
+            purpose=arrival.purpose,
+            calling_ae=arrival.calling_ae,
+            called_ae=arrival.called_ae,
+            peer=arrival.peer,
+            received_at=arrival.received_at,
+        )
+    )
+
+
+def _move_study(connection: sa.Connection, arrival: Arrival) -> None:
+    """Take the study back to RECEIVING for a CT instance; anything else only prolongs a wait that is on."""
+    study, now = tables.study, arrival.received_at
+    here = study.c.study_uid == arrival.study_uid
+    receiving = study.c.state == StudyState.RECEIVING
+    if arrival.purpose is Purpose.OWN:
+        return
+    connection.execute(sa.update(study).where(here, receiving).values(last_received_at=now, next_look_at=sa.null()))
+    if arrival.purpose is Purpose.CT:
+        connection.execute(
+            sa.update(study)
+            .where(here, sa.not_(receiving))
+            .values(state=StudyState.RECEIVING, last_received_at=now, state_changed_at=now, next_look_at=sa.null())
+        )
+
+
+def _note(connection: sa.Connection, notes: Sequence[Note], now: float) -> None:
+    rows = [
+        {"at": now, "study_uid": n.study_uid, "kind": n.kind, "code": n.code, "text": n.text[:MAX_TEXT]}
+        for n in notes
+    ]
+    if rows:
+        connection.execute(sa.insert(tables.event), rows)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what the database library raises when the database cannot into one exception of ours."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as fault:
+        raise LedgerUnavailableError(type(fault).__name__) from fault

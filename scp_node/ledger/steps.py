@@ -1,0 +1,164 @@
+"""Outcomes of steps, kept in our own table, and the leases of workers.
+
+A step of the workflow engine runs at least once; :meth:`Steps.once` makes its outcome single: the first stored
+one wins. The engine protects its own rows against a lost connection, ours are protected here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+
+from scp_node.ledger.tables import lease, step_outcome, step_start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scp_node.ports import Clock
+
+    Rows = Callable[[sa.Connection, Any], None]
+    """Writes the rows that belong to an outcome, in its transaction."""
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
+
+
+def patiently(work: Callable[[], T], *, limit_s: float, sleep: Callable[[float], None] = time.sleep) -> T:
+    """Repeat a piece of database work while the database cannot be reached.
+
+    A restart or fail-over of the database must not become the verdict on a study.
+
+    Raises
+    ------
+    sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError
+        After ``limit_s`` seconds.
+    """
+    waited, pause = 0.0, _FIRST_PAUSE_S
+    while True:
+        try:
+            return work()
+        except (sa.exc.OperationalError, sa.exc.InterfaceError):
+            if waited >= limit_s:
+                raise
+        sleep(pause)
+        waited, pause = waited + pause, min(_LONGEST_PAUSE_S, 2 * pause)
+
+
+class Steps:
+    """Outcomes and starts of steps."""
+
+    def __init__(self, engine: sa.Engine, *, executor: str, clock: Clock, retry_s: float = 120.0) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._clock = clock
+        self._retry_s = retry_s
+
+    def once(self, key: str, work: Callable[[], Any], rows: Rows | None = None) -> Any:
+        """Do a step unless its outcome is known, and keep the outcome.
+
+        Parameters
+        ----------
+        key
+            The step's identity: study or series, revision, step.
+        work
+            Does the step; gives its outcome as JSON values, not ``None``. It may run more than once.
+        rows
+            Writes further rows in the outcome's transaction; called again when the transaction is repeated.
+
+        Returns
+        -------
+        Any
+            The outcome that counts: the stored one when another process was first.
+        """
+        self._patiently(lambda: self._note_start(key))
+        known = self.outcome(key)
+        if known is not None:
+            return known
+        value = work()
+        try:
+            self._patiently(lambda: self._store(key, value, rows))
+        except sa.exc.IntegrityError:
+            stored = self.outcome(key)
+            if stored is None:
+                raise
+            return stored
+        return value
+
+    def outcome(self, key: str) -> Any:
+        """Give a step's stored outcome, or ``None``."""
+        query = sa.select(step_outcome.c.value).where(step_outcome.c.key == key)
+
+        def read() -> Any:
+            with self._engine.connect() as connection:
+                return connection.execute(query).scalar()
+
+        return self._patiently(read)
+
+    def starts(self, key: str) -> int:
+        """How often a step was started, by any process."""
+        query = sa.select(sa.func.count()).select_from(step_start).where(step_start.c.key == key)
+
+        def read() -> int:
+            with self._engine.connect() as connection:
+                return int(connection.execute(query).scalar_one())
+
+        return self._patiently(read)
+
+    def _note_start(self, key: str) -> None:
+        row = {"key": key, "executor": self._executor, "started_at": self._clock.now()}
+        with self._engine.begin() as connection:
+            connection.execute(step_start.insert().values(row))
+
+    def _store(self, key: str, value: Any, rows: Rows | None) -> None:
+        outcome = {"key": key, "value": value, "executor": self._executor, "created_at": self._clock.now()}
+        with self._engine.begin() as connection:
+            connection.execute(step_outcome.insert().values(outcome))
+            if rows is not None:
+                rows(connection, value)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return patiently(work, limit_s=self._retry_s)
+
+
+class Leases:
+    """Which worker holds which slot, and until when. A slot is held by one boot of one process at a time."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def take(self, slot: str, boot: str, *, now: float, lease_s: float) -> bool:
+        """Take a slot that nobody holds; ``False`` when a lease on it has not run out."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(lease.delete().where(lease.c.slot == slot, lease.c.expires_at < now))
+                connection.execute(lease.insert().values(slot=slot, boot=boot, expires_at=now + lease_s))
+        except sa.exc.IntegrityError:
+            return False
+        return True
+
+    def renew(self, slot: str, boot: str, *, now: float, lease_s: float) -> bool:
+        """Prolong our lease; ``False`` when it is no longer ours."""
+        ours = sa.and_(lease.c.slot == slot, lease.c.boot == boot)
+        with self._engine.begin() as connection:
+            return connection.execute(lease.update().where(ours).values(expires_at=now + lease_s)).rowcount == 1
+
+    def release(self, slot: str, boot: str) -> None:
+        """Give a slot back."""
+        with self._engine.begin() as connection:
+            connection.execute(lease.delete().where(lease.c.slot == slot, lease.c.boot == boot))
+
+    def holder(self, slot: str) -> tuple[str, float] | None:
+        """Give the boot that holds a slot and the end of its lease."""
+        query = sa.select(lease.c.boot, lease.c.expires_at).where(lease.c.slot == slot)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else (str(row.boot), float(row.expires_at))
+
+    def live(self, *, now: float) -> frozenset[str]:
+        """Remove the leases that ran out and give the slots of the others."""
+        with self._engine.begin() as connection:
+            connection.execute(lease.delete().where(lease.c.expires_at < now))
+            return frozenset(connection.execute(sa.select(lease.c.slot)).scalars())

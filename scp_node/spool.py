@@ -1,0 +1,217 @@
+"""Instances on disk: written aside, made durable, then given their name; and the quarantine.
+
+File names come from hashes alone, never from a UID or an AE title. Nothing here knows the database or DICOM
+beyond the file meta information that goes in front of a data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from scp_node.identifiers import NotPart10, split_file
+from scp_node.implementation import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OBJECTS: Final = "objects"
+INCOMING: Final = "incoming"
+QUARANTINE: Final = "quarantine"
+_FOLDERS: Final = (INCOMING, OBJECTS, QUARANTINE)
+_PREAMBLE: Final = b"\0" * 128 + b"DICM"
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What is written in front of a data set: file meta information, PS3.10 Table 7.1-1."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+    called_ae: str
+
+    def encode(self) -> bytes:
+        """Encode preamble, prefix and group 0002; the implementation named in it is this node's."""
+        body = b"".join(
+            (
+                b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
+                _element(0x02, b"UI", self.sop_class_uid),
+                _element(0x03, b"UI", self.sop_instance_uid),
+                _element(0x10, b"UI", self.transfer_syntax_uid),
+                _element(0x12, b"UI", IMPLEMENTATION_UID),
+                _element(0x13, b"SH", IMPLEMENTATION_VERSION),
+                _element(0x16, b"AE", self.calling_ae),
+                _element(0x18, b"AE", self.called_ae),
+            )
+        )
+        return _PREAMBLE + b"\x02\x00\x00\x00UL\x04\x00" + len(body).to_bytes(4, "little") + body
+
+
+class Spool:
+    """The folder that holds what was received.
+
+    Every method that writes raises :class:`OSError` when the disk fails or is full, and returns only when the
+    bytes and their name survive a power cut.
+    """
+
+    def __init__(self, folder: Path, *, min_free_mib: int = 0, min_free_percent: float = 0.0) -> None:
+        self._folder = folder.resolve()
+        self._min_free = min_free_mib * 1024 * 1024
+        self._min_free_part = min_free_percent / 100.0
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which all paths are relative."""
+        return self._folder
+
+    def prepare(self) -> None:
+        """Make the folders."""
+        for name in _FOLDERS:
+            self._make_folder(self._folder / name)
+
+    def has_room(self) -> bool:
+        """Whether the free space is above the floor of the settings."""
+        disk = shutil.disk_usage(self._folder)
+        return disk.free >= max(self._min_free, int(disk.total * self._min_free_part))
+
+    def keep(self, header: FileHeader, dataset: bytes) -> str:
+        """Keep an instance; gives its path relative to the folder.
+
+        A data set that is already there under this SOP Instance UID is not written again. Another one gets the
+        next free name (``.v2``, ``.v3``): no file is ever replaced.
+        """
+        stem = hashlib.sha256(header.sop_instance_uid.encode()).hexdigest()[:32]
+        shelf = self._folder / OBJECTS / stem[:2]
+        self._make_folder(shelf)
+        part: Path | None = None
+        try:
+            for name in _names(stem):
+                target = self._inside(shelf / name)
+                named = False
+                if not target.exists():
+                    part = part or self._write_aside(header.encode(), dataset)
+                    named = _give_name(part, target)
+                if not named and not _holds(target, dataset):
+                    continue
+                _sync_folder(shelf)
+                return target.relative_to(self._folder).as_posix()
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
+        raise AssertionError("names do not end")
+
+    def quarantine(self, header: FileHeader, dataset: bytes) -> str:
+        """Keep the bytes of a refused instance for a person to look at; the same bytes only once."""
+        folder = self._folder / QUARANTINE
+        target = self._inside(folder / f"{hashlib.sha256(dataset).hexdigest()[:32]}.dcm")
+        if not target.exists():
+            part = self._write_aside(header.encode(), dataset)
+            _give_name(part, target)
+            part.unlink(missing_ok=True)
+            _sync_folder(folder)
+        return target.relative_to(self._folder).as_posix()
+
+    def read(self, path: str) -> bytes:
+        """Read a file by its relative path."""
+        return self._inside(self._folder / path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at a relative path."""
+        return self._inside(self._folder / path).is_file()
+
+    def objects(self) -> Iterator[str]:
+        """Give the relative paths of all instances."""
+        for path in sorted((self._folder / OBJECTS).glob("*/*.dcm")):
+            yield path.relative_to(self._folder).as_posix()
+
+    def sweep(self) -> int:
+        """Delete what processes that are gone left in the middle of a write; gives the number of files."""
+        swept = 0
+        for path in (self._folder / INCOMING).glob("*.part"):
+            owner = path.name.split("-")[0]
+            if not owner.isdigit() or int(owner) == os.getpid() or not _is_alive(int(owner)):
+                path.unlink(missing_ok=True)
+                swept += 1
+        return swept
+
+    def _write_aside(self, header: bytes, dataset: bytes) -> Path:
+        part = self._folder / INCOMING / f"{os.getpid()}-{secrets.token_hex(16)}.part"
+        try:
+            with part.open("xb") as file:
+                file.write(header)
+                file.write(dataset)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        return part
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder with its parents, and their entries durable."""
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o750)
+        _sync_folder(folder.parent)
+
+    def _inside(self, path: Path) -> Path:
+        resolved = path.resolve()
+        if not resolved.is_relative_to(self._folder):
+            raise OSError(f"{resolved.name} would lie outside the storage folder")
+        return resolved
+
+
+def _names(stem: str) -> Iterator[str]:
+    yield f"{stem}.dcm"
+    version = 2
+    while True:
+        yield f"{stem}.v{version}.dcm"
+        version += 1
+
+
+def _give_name(part: Path, target: Path) -> bool:
+    """Name a finished file; ``False`` when the name was taken meanwhile. A link, unlike rename, never replaces."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _holds(file: Path, dataset: bytes) -> bool:
+    """Whether a file of ours holds exactly this data set."""
+    content = file.read_bytes()
+    part10 = split_file(content)
+    return not isinstance(part10, NotPart10) and content[part10.dataset_at :] == dataset
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _element(element: int, vr: bytes, text: str) -> bytes:
+    value = text.encode("ascii", errors="replace")
+    value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    return b"\x02\x00" + bytes((element, 0)) + vr + len(value).to_bytes(2, "little") + value
