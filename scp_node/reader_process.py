@@ -1,0 +1,155 @@
+"""The short-lived child that opens DICOM files for the worker: it decides over headers, or writes one report.
+
+What arrives from the network is read here, under a memory and a time limit; a file that kills its reader kills
+this process alone. Neither torch nor the database is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scp_node.child import describe, die_with_parent, keep_answers_apart, leave_stopping_to_the_parent, limit_memory
+from scp_node.children import ChildFailure, RunCancelledError, WrittenReport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.analysis import Decision
+    from pipeline.domain.limits import SelectionLimits
+    from scp_node.children import Cancelled
+    from sr_writer.record import ReportRecord
+
+_POLL_S = 1.0
+
+
+class ReaderClient:
+    """The worker's side: one child for each question.
+
+    Parameters
+    ----------
+    limits
+        ``[selection]``.
+    timeout_s
+        The child is killed after so long.
+    memory_mib
+        Its address space.
+    """
+
+    def __init__(self, limits: SelectionLimits, *, timeout_s: float, memory_mib: int) -> None:
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._memory_mib = memory_mib
+
+    def decide(self, paths: Sequence[Path], cancelled: Cancelled) -> Decision | ChildFailure:
+        """Rank the series of a study by their headers."""
+        from pipeline.analysis import Decision
+
+        request = {"do": "decide", "paths": list(map(str, paths)), "limits": asdict(self._limits)}
+        answer = self._ask(request, cancelled)
+        return answer if isinstance(answer, ChildFailure) else Decision.from_json(answer["decision"])
+
+    def write_report(
+        self, record: ReportRecord, images: Sequence[Path], target: Path, cancelled: Cancelled
+    ) -> WrittenReport | ChildFailure:
+        """Write a record's SR to a file, durably, with the headers of these images."""
+        request = {
+            "do": "write_report",
+            "record": record.to_json(),
+            "paths": list(map(str, images)),
+            "target": str(target),
+        }
+        answer = self._ask(request, cancelled)
+        return answer if isinstance(answer, ChildFailure) else WrittenReport(answer["sha256"])
+
+    def _ask(self, request: dict[str, Any], cancelled: Cancelled) -> dict[str, Any] | ChildFailure:
+        doing = str(request["do"])
+        command = [sys.executable, "-m", "scp_node.reader_process", str(os.getpid()), str(self._memory_mib)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            try:
+                output = self._wait(child, json.dumps(request).encode("ascii"), cancelled)
+            finally:
+                child.kill()
+        if output is None:
+            return ChildFailure(doing, f"the reader gave no answer in {self._timeout_s:.0f} s")
+        if not output:
+            return ChildFailure(doing, f"the reader stopped without an answer (exit {child.returncode})")
+        answer: dict[str, Any] = json.loads(output)
+        return ChildFailure(doing, answer["failed"]) if "failed" in answer else answer
+
+    def _wait(self, child: subprocess.Popen[bytes], request: bytes, cancelled: Cancelled) -> bytes | None:
+        deadline = time.monotonic() + self._timeout_s
+        to_send: bytes | None = request
+        while time.monotonic() < deadline:
+            try:
+                return child.communicate(to_send, timeout=_POLL_S)[0]
+            except subprocess.TimeoutExpired:
+                to_send = None
+            if cancelled():
+                raise RunCancelledError("The run was cancelled while its files were read.")
+        return None
+
+
+def main() -> None:
+    """Answer one question, read as JSON from standard input, as JSON on standard output."""
+    parent_pid, memory_mib = map(int, sys.argv[1:])
+    die_with_parent(parent_pid)
+    leave_stopping_to_the_parent()
+    answers = keep_answers_apart()
+    limit_memory(memory_mib)
+    request = json.load(sys.stdin)
+    try:
+        answer = {"decide": _decide, "write_report": _write_report}[request["do"]](request)
+    except Exception as fault:  # noqa: BLE001 - the parent must hear of every fault; a crash would lose the reason
+        answer = {"failed": describe(fault)}
+    with os.fdopen(answers, "w", encoding="ascii") as pipe:
+        json.dump(answer, pipe)
+
+
+def _decide(request: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.analysis import decide
+    from pipeline.domain.limits import SelectionLimits
+
+    limits = request["limits"] | {"skip_patient_ids": tuple(request["limits"]["skip_patient_ids"])}
+    decision = decide([Path(path) for path in request["paths"]], SelectionLimits(**limits))
+    return {"decision": decision.to_json()}
+
+
+def _write_report(request: dict[str, Any]) -> dict[str, Any]:
+    import hashlib
+
+    from pydicom import dcmread
+
+    from sr_writer.record import ReportRecord
+    from sr_writer.report import build_report, encode
+
+    headers = [dcmread(path, stop_before_pixels=True) for path in request["paths"]]
+    dicom = encode(build_report(ReportRecord.from_json(request["record"]), headers))
+    _write_durably(Path(request["target"]), dicom)
+    return {"sha256": hashlib.sha256(dicom).hexdigest()}
+
+
+def _write_durably(target: Path, content: bytes) -> None:
+    """Write aside, sync, rename, sync the folder: after a power cut the file is whole or not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,533 @@
+"""The worker process and the durable workflow engine, which is imported here alone (decision 0051).
+
+The engine starts runs, remembers which steps are done and repeats them after a crash. Ours are the lease that
+keeps a slot to one process, the reaper for runs of dead workers, and the scheduler that looks into the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import random
+import secrets
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import structlog
+from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
+from dbos import error as engine_error
+
+from pipeline.domain.outcome import Code
+from scp_node.children import RunCancelledError, TransientFaultError
+from scp_node.clock import SystemClock
+from scp_node.deliver import Deliveries
+from scp_node.detector_process import DetectorClient
+from scp_node.ledger.engine import make_engine, schema_is_current, upgrade
+from scp_node.ledger.outbox import Outbox, RetryPolicy
+from scp_node.ledger.steps import Leases, Steps
+from scp_node.ledger.studies import Studies
+from scp_node.network.sender import DicomArchive
+from scp_node.reader_process import ReaderClient
+from scp_node.readiness import LookAgainAt, NoCt, Ready, readiness
+from scp_node.work import Run, Work
+from sr_writer.record import NodeIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import sqlalchemy as sa
+    from dbos import DBOSConfig, EnqueueOptions, WorkflowStatus
+
+    from scp_node.children import Cancelled
+    from scp_node.ports import Clock
+    from scp_node.settings import Settings
+
+APPLICATION = "nodule-node"
+STEPS_VERSION = "node-1"  # raised only when steps or their order change: other versions' runs never start
+EXIT_LEASE_LOST = 75
+EXIT_CANNOT_START = 78
+UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
+BROKEN_OFF = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+_SWEEP_EVERY_S = 5.0
+_CLEAN_EVERY_S = 3600.0
+_CLEAN_AT_ONCE = 100
+_PATIENT_STEP: dict[str, Any] = {
+    "retries_allowed": True,
+    "max_attempts": 5,
+    "interval_seconds": 5.0,
+    "backoff_rate": 2.0,
+    "should_retry": lambda fault: isinstance(fault, TransientFaultError),
+}
+
+_CANCELLATIONS = (
+    RunCancelledError,
+    engine_error.DBOSWorkflowCancelledError,
+    engine_error.DBOSAwaitedWorkflowCancelledError,
+)
+
+log = structlog.get_logger()
+
+
+def upgrade_engine_schema(url: str) -> None:
+    """Create the engine's tables or bring them to its version; safe to repeat, and there is no way back."""
+    logging.getLogger("dbos").setLevel(logging.WARNING)
+    DBOS.migrate(url)
+
+
+def upgrade_database(url: str) -> None:
+    """Bring all tables of the database to this version, ours and the engine's; safe to repeat."""
+    upgrade(url)
+    upgrade_engine_schema(url)
+
+
+def run_worker(settings: Settings) -> int:
+    """Run the worker until SIGTERM or SIGINT.
+
+    Returns
+    -------
+    int
+        78 when it cannot start: an old schema, or the slot is held by a live worker. A worker that started
+        leaves by ``os._exit``: 0 after a drain, 75 when its lease was taken away.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    engine = make_engine(settings.database_url)
+    if not schema_is_current(engine):
+        log.error("The database has another schema than this version; run 'nodule-node db upgrade'.")
+        return EXIT_CANNOT_START
+    slot = Slot(settings, Leases(engine), SystemClock())
+    if not slot.take(stop):
+        log.error("The slot is held by a live worker; give this one another worker.slot.", slot=slot.name)
+        return EXIT_CANNOT_START
+    slot.keep()
+    runs = Runs(settings, engine)
+    work, deliveries = _use_cases(settings, engine, runs)
+    if not _launch(settings, work, deliveries, runs):
+        slot.release()
+        return EXIT_CANNOT_START
+    runs.warn_of_other_versions()
+    slot.reap_the_dead = True
+    scheduler = Scheduler(settings, engine, runs, work, deliveries)
+    scheduling = threading.Thread(target=scheduler.loop, args=(stop,), name="scheduler", daemon=True)
+    scheduling.start()
+    log.info("Worker ready", slot=slot.name)
+    stop.wait()
+    log.info("Worker stops", drain_s=settings.worker.drain_s)
+    scheduling.join()
+    DBOS.destroy(workflow_completion_timeout_sec=math.ceil(settings.worker.drain_s))
+    slot.release()
+    return _leave(0)
+
+
+class Slot:
+    """Our lease on a slot: taken at start, kept by a heartbeat; runs of slots without a live lease are put back."""
+
+    def __init__(self, settings: Settings, leases: Leases, clock: Clock) -> None:
+        self.name = settings.worker.slot
+        self.reap_the_dead = False
+        self._boot = secrets.token_hex(8)
+        self._lease_s, self._beat_s = settings.worker.lease_s, settings.worker.beat_s
+        self._leases = leases
+        self._clock = clock
+        self._released = threading.Event()
+
+    def take(self, stop: threading.Event) -> bool:
+        """Take the slot; wait for the end of a dead process's lease, ``False`` when somebody renews it."""
+        held = self._leases.holder(self.name)
+        while not self._leases.take(self.name, self._boot, now=self._clock.now(), lease_s=self._lease_s):
+            holder = self._leases.holder(self.name)
+            if held is not None and holder is not None and holder != held:
+                return False
+            held = holder or held
+            if stop.wait(self._beat_s / 4):
+                return False
+        return True
+
+    def keep(self) -> None:
+        """Start the heartbeat."""
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def release(self) -> None:
+        """Stop the heartbeat and give the slot back."""
+        self._released.set()
+        self._leases.release(self.name, self._boot)
+
+    def _beat(self) -> None:
+        beaten_since = last_beat = time.monotonic()
+        while not self._released.wait(self._beat_s):
+            try:
+                ours = self._leases.renew(self.name, self._boot, now=self._clock.now(), lease_s=self._lease_s)
+                now = time.monotonic()
+                if now - last_beat > 2 * self._beat_s + 0.5:
+                    beaten_since = now  # we were away, so others may have been: judge nobody for a lease
+                last_beat = now
+                if not ours and not self._released.is_set():
+                    log.error("The lease on our slot was taken away; leaving.", slot=self.name)
+                    _leave(EXIT_LEASE_LOST)
+                if self.reap_the_dead and now - beaten_since >= self._lease_s + self._beat_s:
+                    self._reap()
+            except Exception:
+                log.exception("A heartbeat failed; the next one follows.")
+
+    def _reap(self) -> None:
+        """Put back the runs of executors without a live lease; safe to repeat, and to crash in."""
+        pending = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+        live = self._leases.live(now=self._clock.now())
+        for dead in sorted({str(run.executor_id) for run in pending} - live - {self.name}):
+            taken_over = DBOS._recover_pending_workflows([dead])
+            log.warning("Runs of a dead worker were put back.", dead=dead, runs=len(taken_over))
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenRun:
+    """A run that the engine will not go on with: its kind, its arguments, and how it ended."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    how: str
+
+
+class Runs:
+    """Starts runs and looks at them from outside; the arguments are identifiers and numbers only."""
+
+    def __init__(self, settings: Settings, engine: sa.Engine) -> None:
+        self._client = DBOSClient(
+            system_database_engine=engine,
+            serializer=DBOSPortableJSONSerializer(),
+            application_name=APPLICATION,
+            lazy=True,
+        )
+        self._timeout_s = settings.worker.run_timeout_s
+        self._retention_s = settings.worker.run_retention_s
+        self._weights = weights_id(settings)
+
+    def start_study(self, connection: sa.Connection, run: Run) -> None:
+        """Enqueue the decision on a study's revision, in the transaction that claims it."""
+        options = self._options("study", "cpu", f"study:{run.study_uid}:{run.revision}")
+        self._client.enqueue_in_transaction(connection, options, run.study_uid, run.revision, run.timed_out)
+
+    def start_series(self, run: Run, series_uid: str) -> None:
+        """Enqueue the analysis of a chosen series; a second call changes nothing."""
+        self._client.enqueue(
+            self._options("series", "gpu", self.series_run(run, series_uid)),
+            run.study_uid,
+            run.revision,
+            run.timed_out,
+            series_uid,
+        )
+
+    def start_delivery(self, connection: sa.Connection, delivery_id: int, attempt: int) -> None:
+        """Enqueue one attempt of a delivery, in the transaction that claims it."""
+        options = self._options("deliver", "net", f"deliver:{delivery_id}:{attempt}")
+        self._client.enqueue_in_transaction(connection, options, delivery_id, attempt)
+
+    def series_run(self, run: Run, series_uid: str) -> str:
+        """Name the run of a series: the same revision and weights are never analysed twice."""
+        return f"{series_uid}:{run.revision}:{self._weights}"
+
+    def cancelled(self, run_id: str) -> Cancelled:
+        """Give a question that asks whether a run was cancelled, or its time ran out."""
+
+        def ask() -> bool:
+            runs = self._client.list_workflows(workflow_ids=[run_id], load_input=False, load_output=False)
+            return any(run.status == "CANCELLED" for run in runs)
+
+        return ask
+
+    def broken_off(self) -> tuple[BrokenRun, ...]:
+        """Give the runs that ended without doing their work."""
+        runs = self._client.list_workflows(status=list(BROKEN_OFF), load_output=False)
+        return tuple(BrokenRun(run.name, _arguments(run), _how(run)) for run in runs)
+
+    def warn_of_other_versions(self) -> None:
+        """Say loudly that runs of another version wait: the engine never starts them, and never says so."""
+        runs = self._client.list_workflows(status=list(UNFINISHED), load_input=False, load_output=False)
+        others = [run for run in runs if run.app_version not in (None, STEPS_VERSION)]
+        if others:
+            log.error(
+                "Unfinished runs belong to another version of the node and will not start here.",
+                runs=len(others),
+                versions=sorted({str(run.app_version) for run in others}),
+                ours=STEPS_VERSION,
+            )
+
+    def forget_old(self, now: float) -> int:
+        """Delete records of runs that finished long ago; what counts stands in the ledger."""
+        before = datetime.fromtimestamp(now - self._retention_s, UTC).isoformat()
+        old = self._client.list_workflows(
+            status=["SUCCESS", *BROKEN_OFF],
+            end_time=before,
+            limit=_CLEAN_AT_ONCE,
+            load_input=False,
+            load_output=False,
+        )
+        if old:
+            self._client.delete_workflows([run.workflow_id for run in old])
+        return len(old)
+
+    def _options(self, name: str, queue: str, run_id: str) -> EnqueueOptions:
+        return {
+            "workflow_name": name,
+            "queue_name": queue,
+            "workflow_id": run_id,
+            "app_version": STEPS_VERSION,
+            "workflow_timeout": self._timeout_s,
+        }
+
+
+class Scheduler:
+    """Looks into the ledger: complete studies get their run, due deliveries their attempt, broken runs an end."""
+
+    def __init__(
+        self, settings: Settings, engine: sa.Engine, runs: Runs, work: Work, deliveries: Deliveries
+    ) -> None:
+        self._settings = settings
+        self._studies = Studies(engine)
+        self._outbox = Outbox(engine)
+        self._runs = runs
+        self._work = work
+        self._deliveries = deliveries
+        self._clock = SystemClock()
+
+    def loop(self, stop: threading.Event) -> None:
+        """Look again and again until told to stop."""
+        sweep, clean = _Every(_SWEEP_EVERY_S), _Every(_CLEAN_EVERY_S)
+        while not stop.wait(self._settings.worker.poll_s):
+            try:
+                self.take_ready_studies()
+                self._outbox.claim_due(now=self._clock.now(), start=self._runs.start_delivery)
+                if sweep.due():
+                    self.end_broken_runs()
+                if clean.due():
+                    self._runs.forget_old(self._clock.now())
+            except Exception:
+                log.exception("The scheduler failed; it looks again.")
+
+    def take_ready_studies(self) -> None:
+        """Claim the studies that are complete and enqueue their runs."""
+        now, limits = self._clock.now(), self._settings.study
+        for seen in self._studies.waiting():
+            match readiness(seen.facts, quiet_s=limits.quiet_s, max_wait_s=limits.max_wait_s, now=now):
+                case Ready(why, timed_out):
+                    revision = self._studies.claim(seen, why=why, now=now, start=self._starter(timed_out))
+                    if revision is not None:
+                        log.info("Study ready", study=seen.study_uid, revision=revision, why=why)
+                case NoCt(why):
+                    self._studies.close_without_ct(seen, codes=[Code.NOT_CT.value], why=why, now=now)
+                case LookAgainAt():
+                    pass
+
+    def end_broken_runs(self) -> None:
+        """Make visible what the engine gave up: studies end as FAILED, deliveries are tried again later."""
+        for run in self._runs.broken_off():
+            match run.name, run.arguments:
+                case "study", (study_uid, revision, timed_out):
+                    self._work.give_up(Run(study_uid, revision, timed_out), Code.INTERNAL_BUG, run.how)
+                case "series", (study_uid, revision, timed_out, _):
+                    self._work.give_up(Run(study_uid, revision, timed_out), Code.DETECTOR_FAILED, run.how)
+                case "deliver", (delivery_id, attempt):
+                    self._deliveries.interrupted(delivery_id, attempt, run.how)
+
+    def _starter(self, timed_out: bool) -> Callable[[sa.Connection, str, int], None]:
+        return lambda connection, study_uid, revision: self._runs.start_study(
+            connection, Run(study_uid, revision, timed_out)
+        )
+
+
+class _Every:
+    """Says once an interval that it has passed; at once for the first time."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._next = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._interval_s
+        return True
+
+
+def weights_id(settings: Settings) -> str:
+    """Name the weights in run identities: the first 12 hex digits of their SHA-256, else their name."""
+    named = settings.detector
+    if named.implementation != "two-stage":
+        return named.implementation
+    bundled = Path(str(files("pipeline").joinpath("weights", "nodule.safetensors")))
+    path = bundled if named.weights == "bundled" else Path(named.weights)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else path.name
+
+
+def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs) -> tuple[Work, Deliveries]:
+    clock, limits = SystemClock(), settings.selection.limits()
+    studies, outbox = Studies(engine), Outbox(engine)
+    worker, delivery = settings.worker, settings.delivery
+    steps = Steps(engine, executor=worker.slot, clock=clock, retry_s=worker.database_retry_s)
+    reader = ReaderClient(limits, timeout_s=worker.reader_timeout_s, memory_mib=worker.reader_memory_mib)
+    detector = DetectorClient(
+        settings.detector, limits, timeout_s=worker.detect_timeout_s, restart_after=worker.detector_studies
+    )
+    node = NodeIdentity(
+        ae_title=settings.node.ae_title,
+        installation_id=studies.installation_id(secrets.token_hex(16)),
+        version=version("nodule-node"),
+        institution=settings.report.institution,
+    )
+    work = Work(
+        settings,
+        studies=studies,
+        outbox=outbox,
+        steps=steps,
+        reader=reader,
+        detector=detector,
+        clock=clock,
+        node=node,
+    )
+    deliveries = Deliveries(
+        settings,
+        studies=studies,
+        outbox=outbox,
+        steps=steps,
+        reader=reader,
+        archive_of=lambda to: DicomArchive(to, settings.node.ae_title, settings.network),
+        policy=RetryPolicy(delivery.retry_s, delivery.jitter, delivery.give_up_s),
+        clock=clock,
+        rng=random.Random(),
+    )
+    return work, deliveries
+
+
+def _launch(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) -> bool:
+    """Start the engine with our runs and queues; ``False`` when its tables are not those of its version."""
+    _log_as_we_do()
+    config: DBOSConfig = {
+        "name": APPLICATION,
+        "application_version": STEPS_VERSION,
+        "executor_id": settings.worker.slot,
+        "log_level": "WARNING",
+        "system_database_url": settings.database_url,
+        "system_database_engine": make_engine(settings.database_url),
+        "serializer": DBOSPortableJSONSerializer(),
+        "run_migrations": False,
+    }
+    DBOS(config=config)
+    _register_runs(settings, work, deliveries, runs)
+    try:
+        DBOS.launch()
+    except engine_error.DBOSInitializationError:
+        log.exception("The workflow engine's tables are not of this version; run 'nodule-node db upgrade'.")
+        return False
+    places = len(settings.destinations) + len(settings.senders)
+    for queue, at_once in (("cpu", settings.worker.concurrency), ("gpu", 1), ("net", max(1, places))):
+        DBOS.register_queue(
+            queue,
+            worker_concurrency=at_once,
+            polling_interval_sec=settings.worker.poll_s,
+            on_conflict="update_if_latest_version",
+        )
+    return True
+
+
+def _register_runs(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) -> None:
+    """Tell the engine our three kinds of runs; each step's outcome is kept in our own table (``Steps.once``)."""
+    recoveries = settings.worker.max_starts - 1  # the engine counts the repeats
+    cancelled = runs.cancelled
+
+    @DBOS.step(name="decide", **_PATIENT_STEP)
+    def decide(study_uid: str, revision: int, timed_out: bool) -> str | None:
+        run = Run(study_uid, revision, timed_out)
+        stopped = cancelled(f"study:{study_uid}:{revision}")
+        chosen = work.decide(run, stopped).series_uid
+        if chosen is not None and not stopped():
+            runs.start_series(run, chosen)
+        return chosen
+
+    @DBOS.step(name="analyse", **_PATIENT_STEP)
+    def analyse(study_uid: str, revision: int, timed_out: bool, series_uid: str) -> None:
+        run = Run(study_uid, revision, timed_out)
+        work.analyse(run, series_uid, cancelled(runs.series_run(run, series_uid)))
+
+    @DBOS.step(name="report", **_PATIENT_STEP)
+    def report(study_uid: str, revision: int, timed_out: bool, series_uid: str) -> None:
+        run = Run(study_uid, revision, timed_out)
+        work.report(run, series_uid, cancelled(runs.series_run(run, series_uid)))
+
+    @DBOS.step(name="go_on", **_PATIENT_STEP)
+    def go_on(study_uid: str, revision: int, timed_out: bool, series_uid: str) -> str | None:
+        run = Run(study_uid, revision, timed_out)
+        following = work.go_on(run, series_uid, cancelled(runs.series_run(run, series_uid))).series_uid
+        if following is not None:
+            runs.start_series(run, following)
+        return following
+
+    @DBOS.step(name="send", **_PATIENT_STEP)
+    def send(delivery_id: int, attempt: int) -> None:
+        deliveries.attempt(delivery_id, attempt, cancelled(f"deliver:{delivery_id}:{attempt}"))
+
+    @DBOS.workflow(name="study", max_recovery_attempts=recoveries)
+    def study(study_uid: str, revision: int, timed_out: bool) -> None:
+        decide(study_uid, revision, timed_out)
+
+    @DBOS.workflow(name="series", max_recovery_attempts=recoveries)
+    def series(study_uid: str, revision: int, timed_out: bool, series_uid: str) -> None:
+        analyse(study_uid, revision, timed_out, series_uid)
+        report(study_uid, revision, timed_out, series_uid)
+        go_on(study_uid, revision, timed_out, series_uid)
+
+    @DBOS.workflow(name="deliver", max_recovery_attempts=recoveries)
+    def deliver(delivery_id: int, attempt: int) -> None:
+        send(delivery_id, attempt)
+
+
+def _arguments(run: WorkflowStatus) -> tuple[Any, ...]:
+    return () if run.input is None else tuple(run.input["args"])
+
+
+def _how(run: WorkflowStatus) -> str:
+    match run.status:
+        case "CANCELLED":
+            return "The run was cancelled or out of time."
+        case "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+            return "The worker died each time it worked on this; it is given up."
+        case _:
+            return "The run ended with an error; the log names it."
+
+
+class _ExpectedCancellations(logging.Filter):
+    """Brings the engine's tracebacks of cancelled runs down to one line at INFO."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fault = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(fault, _CANCELLATIONS):
+            record.levelno, record.levelname, record.exc_info = logging.INFO, "INFO", None
+        return True
+
+
+def _log_as_we_do() -> None:
+    """Let the engine's log take the way of ours instead of a console handler of its own."""
+    engine_log = logging.getLogger("dbos")
+    engine_log.addHandler(logging.NullHandler())  # with a handler there, the engine adds none
+    engine_log.addFilter(_ExpectedCancellations())
+    engine_log.propagate = True
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now: the engine's threads may sit in a step, and the interpreter would wait for them."""
+    _flush(logging.getLogger().handlers)
+    os._exit(code)
+
+
+def _flush(handlers: Iterable[logging.Handler]) -> None:
+    for handler in handlers:
+        handler.flush()
