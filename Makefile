@@ -1,0 +1,70 @@
+# Everything starts here: `make help` lists the commands.
+
+VENV ?= .venv
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do "$$name" -c '$(SUPPORTED)' 2>/dev/null && echo "$$name" && break; done)
+SERIES ?=
+# More arguments for pip, for example `make setup PIP_ARGS="--extra-index-url <index of CPU builds of PyTorch>"`.
+PIP_ARGS ?=
+
+# Data for the tests that need real images; without it they are skipped and say so.
+ifneq ($(wildcard ../shared/data/README.md),)
+export NODULE_NODE_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
+BASE := $(VENV)/.installed-base
+DEV := $(VENV)/.installed-dev
+VIEWER := $(VENV)/.installed-viewer
+
+.PHONY: help setup demo test check viewer-check clean
+.DEFAULT_GOAL := help
+
+help: ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+setup: $(DEV) ## make .venv with everything that development and tests need
+
+demo: $(BASE) ## a phantom CT goes in, its report comes back: demo-out/ (SERIES=<folder>: your own CT series)
+	$(BIN)/python -m demo.run $(if $(SERIES),--series "$(SERIES)")
+
+test: $(DEV) ## install what the tests need, check the code, run every test
+	bash tests/install_debian.sh
+	$(MAKE) --no-print-directory check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -r s
+
+check: $(DEV) ## style, types, who may import whom, generated documents in step
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m scp_node.cli.generate_docs --check
+
+viewer-check: $(VIEWER) ## open a report over its CT in OHIF and measure what is drawn (root, Orthanc, chromium, npm)
+	$(BIN)/python -m tests.viewer.check $(if $(SERIES),--series "$(SERIES)")
+
+clean: ## remove what the commands above made, the environment too
+	rm -rf $(VENV) .npm demo-out viewer-out build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || \
+	  { echo "nodule-node needs Python 3.11, 3.12 or 3.13, and none was found: install one, or say make PYTHON=<path>." >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)" || \
+	  { echo "The virtual environment could not be made; on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+
+$(BASE): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing pinned packages into $(VENV) (about 2 GB, once)"
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(BASE)
+	$(PIP) --no-build-isolation --editable '.[train,dev]'
+	@touch $@
+
+$(VIEWER): $(DEV)
+	$(PIP) --no-build-isolation --editable '.[viewer]'
+	@touch $@

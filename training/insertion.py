@@ -1,0 +1,269 @@
+"""Simulated nodules and imitators put into a piece of a real scan, with the scan's own blur and noise.
+
+Works on Hounsfield units on the networks' grid, in place. The blend keeps the noise's strength everywhere; a naive
+one leaves a fingerprint that a network finds (decision 0021). For the idea see Pezeshk et al., IEEE TMI 2017.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from training.lesions import (
+    Kind,
+    Plate,
+    Shape,
+    Tube,
+    box_around,
+    direction,
+    draw_star,
+    occupancy,
+    offsets_mm,
+    soft,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from training.lesions import Array, Slices3
+
+AIR_HU = -300.0
+"""Below it a voxel counts as lung: the part of a nodule that lies there is the part one sees."""
+
+LEAST_SEEN = 0.45
+"""A nodule that lies in air with less of its volume is not inserted."""
+
+FIELD_SHAPE = (72, 128, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a scan looks: what an inserted shape must be given.
+
+    Attributes
+    ----------
+    blur_zyx_mm
+        Standard deviation of the point spread function along each axis.
+    noise_hu
+        Standard deviation of the noise in soft tissue.
+    grain_zyx
+        Standard deviation, in voxels, of the Gaussian that correlates white noise like the scan's.
+    """
+
+    blur_zyx_mm: tuple[float, float, float]
+    noise_hu: float
+    grain_zyx: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What became visible of a nodule: centroid (voxel index) and volume-equal diameter of its part in air."""
+
+    centre_zyx: NDArray[np.float64]
+    diameter_mm: float
+
+
+class NoiseField:
+    """A large block of correlated noise of unit strength, from which pieces are cut."""
+
+    def __init__(self, rng: np.random.Generator, grain_zyx: tuple[float, float, float]) -> None:
+        field = rng.standard_normal(FIELD_SHAPE, np.float32)
+        field = ndimage.gaussian_filter(field, grain_zyx)
+        self.field = (field / field.std()).astype(np.float32)
+
+    def cut(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Cut a piece at a random place, shape (z, y, x)."""
+        start = [int(rng.integers(0, n - s + 1)) for n, s in zip(self.field.shape, shape, strict=True)]
+        z, y, x = (slice(a, a + s) for a, s in zip(start, shape, strict=True))
+        return np.asarray(self.field[z, y, x], np.float32)
+
+
+def blend(hu: Array, part: Array, density_hu: Array | float, noise_hu: Array) -> Array:
+    """Lay a body over a scan: (1 - a) I + a H + sqrt(1 - (1 - a)^2) n.
+
+    Parameters
+    ----------
+    hu
+        The scan I.
+    part
+        Blurred occupancy a of the body, in [0, 1].
+    density_hu
+        Its density H.
+    noise_hu
+        Noise n like the scan's.
+
+    Notes
+    -----
+    The variance is (1 - a)^2 s^2 + (1 - (1 - a)^2) s^2 = s^2: the same inside, at the rim and outside.
+    """
+    keep = 1 - part
+    share = np.sqrt(np.clip(1 - keep * keep, 0, 1))
+    return np.asarray(keep * hu + part * density_hu + share * noise_hu, np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Brush:
+    """Inserts things into one piece of a scan.
+
+    Attributes
+    ----------
+    hu
+        The piece, float32, shape ``(z, y, x)``; changed in place.
+    spacing_zyx_mm
+        Its grid.
+    look, noise
+        The scan's blur and noise, the latter as a field of unit strength.
+    """
+
+    hu: Array
+    spacing_zyx_mm: tuple[float, float, float]
+    look: Look
+    noise: NoiseField
+
+    def _blurred(self, shape: Shape, centre: NDArray[np.float64]) -> tuple[Slices3, Array, Array] | None:
+        reach = shape.reach_mm + 3 * max(*self.look.blur_zyx_mm, 0.8)
+        box = box_around(centre, reach, self.spacing_zyx_mm, self.hu.shape)
+        if box is None:
+            return None
+        sharp = occupancy(shape, offsets_mm(box, centre, self.spacing_zyx_mm))
+        sigma = np.asarray(self.look.blur_zyx_mm) / self.spacing_zyx_mm
+        return box, sharp, ndimage.gaussian_filter(sharp, sigma, truncate=2.5)
+
+    def _grain(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        return self.noise.cut(rng, shape) * np.float32(self.look.noise_hu)
+
+    def nodule(
+        self, rng: np.random.Generator, centre_zyx: NDArray[np.float64], diameter_mm: float, kind: Kind
+    ) -> Inserted | None:
+        """Insert a nodule.
+
+        Returns
+        -------
+        Inserted or None
+            None, and the piece unchanged, where too little lies in air or the contrast stays below 150 HU (90 HU
+            for subsolid ones).
+        """
+        spiculated = kind == "solid" and diameter_mm > 7 and bool(rng.random() < 0.2)
+        star = draw_star(rng, diameter_mm, spiculated=spiculated)
+        drawn = self._blurred(star, centre_zyx)
+        if drawn is None:
+            return None
+        box, sharp, part = drawn
+        old = self.hu[box]
+        seen = sharp * (old < AIR_HU)
+        if seen.sum() < max(LEAST_SEEN * sharp.sum(), 3):
+            return None
+        new = self._filled(rng, box, centre_zyx, diameter_mm, kind=kind, part=part)
+        contrast = float(((new - old) * part).sum() / part.sum())
+        if contrast < (90 if kind in ("ground-glass", "part-solid") else 150):
+            return None
+        self.hu[box] = new
+        middle = np.array(ndimage.center_of_mass(seen)) + [s.start for s in box]
+        volume = float(seen.sum() * np.prod(self.spacing_zyx_mm))
+        return Inserted(middle, (6 * volume / np.pi) ** (1 / 3))
+
+    def _filled(
+        self,
+        rng: np.random.Generator,
+        box: Slices3,
+        centre: NDArray[np.float64],
+        diameter: float,
+        *,
+        kind: Kind,
+        part: Array,
+    ) -> Array:
+        """Give the box with the nodule's matter; ground glass lets vessels shine through and adds no noise."""
+        old = self.hu[box]
+        grain = self._grain(rng, old.shape)
+        if kind == "calcified":
+            return blend(old, part, float(rng.uniform(150, 700)), grain)
+        if kind == "solid":
+            texture = self.noise.cut(rng, old.shape) * np.float32(rng.uniform(0, 20))
+            return blend(old, part, np.float32(rng.uniform(-80, 110)) + texture, grain)
+        added = rng.uniform(150, 450) if kind == "ground-glass" else rng.uniform(150, 350)
+        glass = np.minimum(old + part * np.float32(added), np.maximum(old, 60))
+        if kind == "ground-glass":
+            return np.asarray(glass, np.float32)
+        core_diameter = diameter * float(rng.uniform(0.3, 0.7))
+        shift = rng.uniform(-0.5, 0.5, 3) * (diameter - core_diameter) / 2 / np.asarray(self.spacing_zyx_mm)
+        axes = offsets_mm(box, centre + shift, self.spacing_zyx_mm)
+        sigma = np.asarray(self.look.blur_zyx_mm) / self.spacing_zyx_mm
+        core = ndimage.gaussian_filter(soft(draw_star(rng, core_diameter).distance(axes)), sigma, truncate=2.5)
+        return blend(np.asarray(glass, np.float32), core, float(rng.uniform(-80, 60)), grain)
+
+    def sham(self, rng: np.random.Generator, centre_zyx: NDArray[np.float64], diameter_mm: float) -> bool:
+        """Blend lung over lung, a nodule of contrast 0: teaches that the blend itself is no sign."""
+        drawn = self._blurred(draw_star(rng, diameter_mm), centre_zyx)
+        if drawn is None:
+            return False
+        box, sharp, part = drawn
+        old = self.hu[box]
+        inside = old[sharp > 0.5]
+        if inside.size == 0 or float((inside > -600).mean()) > 0.05:
+            return False
+        self.hu[box] = blend(old, part, float(inside.mean()), self._grain(rng, old.shape))
+        return True
+
+    def mimic(self, rng: np.random.Generator) -> bool:
+        """Insert a piece of vessel, a branching, a plate, or a bony bump at the wall, at a random place."""
+        margin = 5
+        centre = np.array([rng.uniform(margin, n - 1 - margin) for n in self.hu.shape])
+        here = float(self.hu[tuple(np.rint(centre).astype(int))])
+        if here > -600:
+            return False
+        kind = rng.choice(4, p=[0.45, 0.25, 0.2, 0.1])
+        if kind == 3:
+            return self._bump(rng, centre)
+        density = float(rng.uniform(-60, 80)) if rng.random() < 0.75 else float(rng.uniform(80, 230))
+        shapes: list[tuple[Shape, NDArray[np.float64]]] = []
+        if kind == 1:
+            radius = float(rng.uniform(0.8, 2.2))
+            for _ in range(3):
+                along, half = direction(rng), float(rng.uniform(6, 12))
+                shift = np.asarray(along) * half * 0.75 / np.asarray(self.spacing_zyx_mm)
+                shapes.append((Tube(along, half, radius), shift))
+        elif kind == 2:
+            plate = Plate(direction(rng), float(rng.uniform(5, 16)), float(rng.uniform(0.4, 1.4)))
+            shapes.append((plate, np.zeros(3)))
+        else:
+            tube = Tube(direction(rng), float(rng.uniform(8, 22)), float(rng.uniform(0.7, 2.6)))
+            shapes.append((tube, np.zeros(3)))
+        return self._lay(rng, centre, shapes, density)
+
+    def _bump(self, rng: np.random.Generator, centre: NDArray[np.float64]) -> bool:
+        """Lay an end of a rib or of its cartilage against the wall that lies behind or in front of a place."""
+        step = int(rng.choice([-1, 1]))
+        z, y, x = np.rint(centre).astype(int)
+        column = self.hu[z, :, x]
+        while 0 <= y < len(column) and column[y] < -200:
+            y += step
+        if not 0 <= y < len(column):
+            return False
+        diameter = float(rng.uniform(8, 15))
+        into = float(rng.uniform(0.1, 0.35)) * diameter / self.spacing_zyx_mm[1]
+        place = np.array([z, y + step * into, x], np.float64)
+        return self._lay(rng, place, [(draw_star(rng, diameter), np.zeros(3))], float(rng.uniform(90, 450)))
+
+    def _lay(
+        self,
+        rng: np.random.Generator,
+        centre: NDArray[np.float64],
+        shapes: list[tuple[Shape, NDArray[np.float64]]],
+        density: float,
+    ) -> bool:
+        laid = False
+        for shape, shift in shapes:
+            drawn = self._blurred(shape, centre + shift)
+            if drawn is None:
+                continue
+            box, sharp, part = drawn
+            old = self.hu[box]
+            inside = old[sharp > 0.5]
+            if inside.size == 0 or float((inside > -400).mean()) > 0.7:
+                continue
+            self.hu[box] = blend(old, part, density, self._grain(rng, old.shape))
+            laid = True
+        return laid
