@@ -18,7 +18,7 @@ BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 VIEWER := $(VENV)/.installed-viewer
 
-.PHONY: help setup demo test check viewer-check clean
+.PHONY: help setup demo test check viewer-check real-scans clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -43,6 +43,9 @@ check: $(DEV) ## style, types, who may import whom, generated documents in step
 
 viewer-check: $(VIEWER) ## open a report over its CT in OHIF and measure what is drawn (root, Orthanc, chromium, npm)
 	$(BIN)/python -m tests.viewer.check $(if $(SERIES),--series "$(SERIES)")
+
+real-scans: $(DEV) ## real CT series into a running node and Orthanc: SERIES="<folder> ..." (root, Orthanc, dcmtk)
+	$(BIN)/python -m tests.acceptance.real_scans $(SERIES)
 
 clean: ## remove what the commands above made, the environment too
 	rm -rf $(VENV) .npm demo-out viewer-out build dist *.egg-info

@@ -135,8 +135,7 @@ def plan(slices: Sequence[Slice], limits: SelectionLimits, same_pixels: SamePixe
         return (Refusal(Code.NO_GEOMETRY, text),)
     groups = _groups_of_one_shape(placed)
     kept = [g for g in groups if len(g) > MINORITY] or groups
-    dropped = len(slices) - sum(map(len, kept))
-    stacks = [_with_dropped(s, dropped) for g in kept for s in _stacks_of_group(g, limits, same_pixels)]
+    stacks = [_saying_what_it_lacks(s, len(slices)) for g in kept for s in _stacks_of_group(g, limits, same_pixels)]
     return _mixed(stacks, placed, kept, limits) or tuple(sorted(stacks, key=_size, reverse=True))
 
 
@@ -160,14 +159,15 @@ def _mixed(
     return (Refusal(Code.MIXED_GEOMETRY, text),)
 
 
-def _with_dropped(stack: Stack | Refusal, dropped: int) -> Stack | Refusal:
-    if isinstance(stack, Refusal) or not dropped:
+def _saying_what_it_lacks(stack: Stack | Refusal, images: int) -> Stack | Refusal:
+    """Notice what of the series is not in a stack: of several stacks only one is analysed."""
+    if isinstance(stack, Refusal) or len(stack.slices) == images:
         return stack
-    return replace(stack, notices=(_dropped_notice(dropped), *stack.notices))
-
-
-def _dropped_notice(count: int) -> Notice:
-    return Notice(Code.EXTRA_IMAGES_DROPPED, f"{count} scout, odd or repeated images of the series were left out.")
+    text = (
+        f"{images - len(stack.slices)} of {images} images of the series were left out: scout, odd or repeated "
+        "ones, or those of another volume."
+    )
+    return replace(stack, notices=(Notice(Code.EXTRA_IMAGES_DROPPED, text), *stack.notices))
 
 
 def _plane(piece: Slice) -> SlicePlane:
@@ -204,8 +204,7 @@ def _stacks_of_group(
     parts = _without_duplicates(group, same_pixels)
     if isinstance(parts, Refusal):
         return [parts]
-    repeated = len(group) - sum(map(len, parts))
-    return [_with_dropped(_stack(part, limits), repeated) for part in parts]
+    return [_stack(part, limits) for part in parts]
 
 
 def _orientation_fault(piece: Slice) -> Refusal | None:

@@ -29,6 +29,7 @@ CLOSING_MM = 9.0  # closes over vessels at the hilum and over nodules at the ple
 MARGIN_MM = 8.0  # decision 0011: every LIDC nodule lies inside
 LESSER_LUNG = 0.15  # a further air space counts as lung from this part of the largest one on
 OPEN_LUNG_MM2 = 600.0  # area from which air in an end slice is cut lung; a trachea has at most 400
+EMPTY_HU = -970.0  # below it there is no tissue, not even that of an emphysematous lung
 IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], bool)
 
 
@@ -105,6 +106,8 @@ def find_lungs(hu: NDArray[np.int16], spacing_zyx_mm: Vector, limits: SelectionL
     cell_mm = np.asarray(strides) * np.asarray(spacing_zyx_mm)
     coarse = _block_means(hu, strides)
     body = _body(coarse)
+    open_sides = _open_at_image_edge(body, coarse, cell_mm)
+    body |= open_sides
     lungs = _largest(body & (coarse < AIR_HU))
     lungs = _enclosed(_closed(lungs, cell_mm)) & body
     litres = float(lungs.sum() * np.prod(cell_mm)) / 1e6
@@ -116,7 +119,7 @@ def find_lungs(hu: NDArray[np.int16], spacing_zyx_mm: Vector, limits: SelectionL
         )
     believed = litres <= limits.max_lung_l
     search = _widened(lungs if believed else body, cell_mm)
-    notices = _cut(lungs, cell_mm) if believed else _unused(litres, limits.max_lung_l)
+    notices = _cut(lungs, open_sides, cell_mm) if believed else _unused(litres, limits.max_lung_l)
     shape = (hu.shape[0], hu.shape[1], hu.shape[2])
     return LungMask(search, lungs, strides, shape, litres, notices)
 
@@ -152,15 +155,30 @@ def _body(coarse: NDArray[np.int16]) -> Mask:
     return _enclosed(wall)
 
 
-def _enclosed(mask: Mask) -> Mask:
-    """Fill what the mask encloses within each slice; lungs that are open at the volume's ends stay lungs."""
+def _enclosed(mask: Mask, open_axes: tuple[int, ...] = (1, 2)) -> Mask:
+    """Fill what the mask encloses within each slice; lungs that are open at the volume's ends stay lungs.
+
+    Across the image's edges at both ends of ``open_axes`` lies the outside; the other edges count as walls.
+    """
     outside, _ = ndimage.label(~mask, IN_PLANE)
-    edges = (outside[:, 0], outside[:, -1], outside[:, :, 0], outside[:, :, -1])
     at_edge = np.zeros(int(outside.max()) + 1, bool)
-    for edge in edges:
-        at_edge[edge.ravel()] = True
+    for axis in open_axes:
+        for end in (0, -1):
+            at_edge[np.take(outside, end, axis).ravel()] = True
     at_edge[0] = False
     return ~at_edge[outside]
+
+
+def _open_at_image_edge(body: Mask, coarse: NDArray[np.int16], cell_mm: NDArray[np.float64]) -> Mask:
+    """Find lung that a narrow field of view cuts: it opens onto one side of the image, never onto the air around.
+
+    The air around a patient reaches two sides that meet; what the body and one pair of sides enclose does not.
+    """
+    pocket = (_enclosed(body, (1,)) | _enclosed(body, (2,))) & ~body & (coarse < AIR_HU) & (coarse > EMPTY_HU)
+    pieces, _ = ndimage.label(pocket, IN_PLANE)
+    wide = np.bincount(pieces.ravel()) * float(cell_mm[1] * cell_mm[2]) > OPEN_LUNG_MM2
+    wide[0] = False
+    return np.asarray(wide[pieces])
 
 
 def _largest(mask: Mask, lesser: float = LESSER_LUNG) -> Mask:
@@ -191,13 +209,14 @@ def _widened(mask: Mask, cell_mm: NDArray[np.float64]) -> Mask:
     return np.asarray(ndimage.distance_transform_edt(~mask, sampling=cell_mm) <= MARGIN_MM)
 
 
-def _cut(lungs: Mask, cell_mm: NDArray[np.float64]) -> tuple[Notice, ...]:
+def _cut(lungs: Mask, open_sides: Mask, cell_mm: NDArray[np.float64]) -> tuple[Notice, ...]:
     area_mm2 = float(cell_mm[1] * cell_mm[2])
     ends = [name for name, k in (("first", 0), ("last", -1)) if _widest_piece(lungs[k]) * area_mm2 > OPEN_LUNG_MM2]
-    if not ends:
-        return ()
-    return (
-        Notice(Code.LUNG_CUT, f"The lungs reach the {' and the '.join(ends)} slice; parts of them are not seen."),
+    places = [f"{' and the '.join(ends)} slice"] if ends else []
+    if (lungs & open_sides).any():
+        places.append("edge of the image")
+    return tuple(
+        Notice(Code.LUNG_CUT, f"The lungs reach the {place}; parts of them are not seen.") for place in places
     )
 
 

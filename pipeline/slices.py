@@ -341,6 +341,16 @@ def _instance(path: Path, dataset: FileDataset, stored_bytes: int) -> Instance |
             path, uids["StudyInstanceUID"], uids["SeriesInstanceUID"], Refusal(Code.CORRUPT_INSTANCE, text)
         )
     is_ct = uids["SOPClassUID"] in CT_CLASSES and _text(dataset, "Modality") in {"CT", ""}
+    pixels = _pixel_format(dataset, stored_bytes)
+    slices = _slices(path, dataset, pixels) if is_ct else ()
+    if is_ct and pixels.frames <= MAX_FRAMES and len(slices) != pixels.frames:
+        text = (
+            f"An image of the series claims {pixels.frames} frames and describes {len(slices)}; "
+            "send it again as the scanner made it."
+        )
+        return Unreadable(
+            path, uids["StudyInstanceUID"], uids["SeriesInstanceUID"], Refusal(Code.CORRUPT_INSTANCE, text)
+        )
     return Instance(
         path=path,
         study_uid=uids["StudyInstanceUID"],
@@ -354,7 +364,7 @@ def _instance(path: Path, dataset: FileDataset, stored_bytes: int) -> Instance |
         contrast=_contrast(dataset),
         patient_id=_text(dataset, "PatientID"),
         text=" ".join(_text(dataset, key) for key in TEXTS).upper(),
-        slices=_slices(path, dataset, _pixel_format(dataset, stored_bytes)) if is_ct else (),
+        slices=slices,
     )
 
 
@@ -475,10 +485,10 @@ def _contrast(dataset: Dataset) -> bool:
 
 def _age_years(dataset: Dataset) -> float | None:
     text = _text(dataset, "PatientAge").upper()
-    if text[:-1].isdigit() and text[-1:] in {"D", "W", "M", "Y"}:
+    if text[:-1].isdecimal() and text[-1:] in {"D", "W", "M", "Y"}:
         return int(text[:-1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}[text[-1]]
     born, seen = (_text(dataset, key).replace(".", "") for key in ("PatientBirthDate", "StudyDate"))
-    if not (len(born) == len(seen) == 8 and born.isdigit() and seen.isdigit()):
+    if not (len(born) == len(seen) == 8 and born.isdecimal() and seen.isdecimal()):
         return None
     return float((int(seen) - int(born)) // 10000)
 

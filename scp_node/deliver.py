@@ -89,7 +89,10 @@ class Deliveries:
         if destination is None:
             text = f"Destination {due.destination} is no longer in the settings."
             return _kept(SendResult("refused", None, text))
-        dicom = (self._settings.storage.folder / due.path).read_bytes()
+        try:
+            dicom = (self._settings.storage.folder / due.path).read_bytes()
+        except FileNotFoundError:
+            return _kept(SendResult("refused", None, "The report's file is gone from the disk; it is not sent."))
         if hashlib.sha256(dicom).hexdigest() != due.sha256:
             return _kept(SendResult("refused", None, "The report's file was changed on disk; it is not sent."))
         archive = self._archive_of(destination)

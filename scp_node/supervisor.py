@@ -101,7 +101,8 @@ def run(settings: Settings, config_path: Path) -> int:
             log.error(problem)
             return EXIT_CANNOT_START
         services = [Service(name, command_of(name, config_path)) for name in ("listen", "work")]
-        return supervise(services, stop, stop_within_s=settings.worker.drain_s + _GRACE_S)
+        longest_drain_s = max(settings.worker.drain_s, settings.network.drain_s)
+        return supervise(services, stop, stop_within_s=longest_drain_s + _GRACE_S)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,6 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import sqlalchemy as sa
 import structlog
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
 from dbos import error as engine_error
@@ -44,7 +45,6 @@ from sr_writer.record import NodeIdentity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import sqlalchemy as sa
     from dbos import DBOSConfig, EnqueueOptions, WorkflowStatus
 
     from scp_node.children import Cancelled
@@ -60,12 +60,14 @@ BROKEN_OFF = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 _SWEEP_EVERY_S = 5.0
 _CLEAN_EVERY_S = 3600.0
 _CLEAN_AT_ONCE = 100
+_MAY_PASS = (TransientFaultError, sa.exc.OperationalError, sa.exc.InterfaceError)
 _PATIENT_STEP: dict[str, Any] = {
     "retries_allowed": True,
     "max_attempts": 5,
     "interval_seconds": 5.0,
     "backoff_rate": 2.0,
-    "should_retry": lambda fault: isinstance(fault, TransientFaultError),
+    # every step may run again; a database that restarts must not become the verdict on a study
+    "should_retry": lambda fault: isinstance(fault, _MAY_PASS),
 }
 
 _CANCELLATIONS = (
@@ -111,12 +113,13 @@ def run_worker(settings: Settings) -> int:
         return EXIT_CANNOT_START
     slot.keep()
     runs = Runs(settings, engine)
+    runs.renew_deadlines(slot.name)
     work, deliveries = _use_cases(settings, engine, runs)
     if not _launch(settings, work, deliveries, runs):
         slot.release()
         return EXIT_CANNOT_START
     runs.warn_of_other_versions()
-    slot.reap_the_dead = True
+    slot.reaps_for = runs
     scheduler = Scheduler(settings, engine, runs, work, deliveries)
     scheduling = threading.Thread(target=scheduler.loop, args=(stop,), name="scheduler", daemon=True)
     scheduling.start()
@@ -134,7 +137,7 @@ class Slot:
 
     def __init__(self, settings: Settings, leases: Leases, clock: Clock) -> None:
         self.name = settings.worker.slot
-        self.reap_the_dead = False
+        self.reaps_for: Runs | None = None
         self._boot = secrets.token_hex(8)
         self._lease_s, self._beat_s = settings.worker.lease_s, settings.worker.beat_s
         self._leases = leases
@@ -174,16 +177,17 @@ class Slot:
                 if not ours and not self._released.is_set():
                     log.error("The lease on our slot was taken away; leaving.", slot=self.name)
                     _leave(EXIT_LEASE_LOST)
-                if self.reap_the_dead and now - beaten_since >= self._lease_s + self._beat_s:
-                    self._reap()
+                if self.reaps_for is not None and now - beaten_since >= self._lease_s + self._beat_s:
+                    self._reap(self.reaps_for)
             except Exception:
                 log.exception("A heartbeat failed; the next one follows.")
 
-    def _reap(self) -> None:
+    def _reap(self, runs: Runs) -> None:
         """Put back the runs of executors without a live lease; safe to repeat, and to crash in."""
         pending = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
         live = self._leases.live(now=self._clock.now())
         for dead in sorted({str(run.executor_id) for run in pending} - live - {self.name}):
+            runs.renew_deadlines(dead)
             taken_over = DBOS._recover_pending_workflows([dead])
             log.warning("Runs of a dead worker were put back.", dead=dead, runs=len(taken_over))
 
@@ -232,8 +236,12 @@ class Runs:
         self._client.enqueue_in_transaction(connection, options, delivery_id, attempt)
 
     def series_run(self, run: Run, series_uid: str) -> str:
-        """Name the run of a series: the same revision and weights are never analysed twice."""
-        return f"{series_uid}:{run.revision}:{self._weights}"
+        """Name the run of a series: the same revision and weights are never analysed twice.
+
+        The study is part of the name, because archives that split or coerce studies leave one series in two of
+        them; without it the second study would wait for ever for the first one's run (decision 0051).
+        """
+        return f"{run.study_uid}:{series_uid}:{run.revision}:{self._weights}"
 
     def cancelled(self, run_id: str) -> Cancelled:
         """Give a question that asks whether a run was cancelled, or its time ran out."""
@@ -260,6 +268,21 @@ class Runs:
                 versions=sorted({str(run.app_version) for run in others}),
                 ours=STEPS_VERSION,
             )
+
+    def renew_deadlines(self, executor: str) -> int:
+        """Give the broken-off runs of an executor their whole time again; before the engine looks at them.
+
+        The engine keeps a run's absolute deadline over a restart: a node that was off for longer than
+        ``worker.run_timeout_s`` would cancel its own work at start. A run without a deadline gets a new one
+        when it is taken from its queue; how often that may happen is limited by ``worker.max_starts``.
+        """
+        database = self._client._sys_db
+        if not sa.inspect(database.engine).has_table("workflow_status", schema=database.schema):
+            return 0  # the engine itself says at launch that its tables are missing
+        run = database.tables.workflow_status
+        of_executor = run.update().where(run.c.executor_id == executor, run.c.status.in_(("PENDING", "ENQUEUED")))
+        with database.engine.begin() as connection:
+            return connection.execute(of_executor.values(workflow_deadline_epoch_ms=None)).rowcount
 
     def forget_old(self, now: float) -> int:
         """Delete records of runs that finished long ago; what counts stands in the ledger."""
@@ -303,15 +326,27 @@ class Scheduler:
         """Look again and again until told to stop."""
         sweep, clean = _Every(_SWEEP_EVERY_S), _Every(_CLEAN_EVERY_S)
         while not stop.wait(self._settings.worker.poll_s):
-            try:
-                self.take_ready_studies()
-                self._outbox.claim_due(now=self._clock.now(), start=self._runs.start_delivery)
-                if sweep.due():
-                    self.end_broken_runs()
-                if clean.due():
-                    self._runs.forget_old(self._clock.now())
-            except Exception:
-                log.exception("The scheduler failed; it looks again.")
+            self._safely(self.take_ready_studies)
+            self._safely(self.start_due_deliveries)
+            if sweep.due():
+                self._safely(self.end_broken_runs)
+            if clean.due():
+                self._safely(self.forget_old_runs)
+
+    def _safely(self, look: Callable[[], None]) -> None:
+        """Let no failure of one task of the scheduler keep it from the others."""
+        try:
+            look()
+        except Exception:
+            log.exception("The scheduler failed; it looks again.")
+
+    def start_due_deliveries(self) -> None:
+        """Claim the deliveries that are due and enqueue an attempt for each."""
+        self._outbox.claim_due(now=self._clock.now(), start=self._runs.start_delivery)
+
+    def forget_old_runs(self) -> None:
+        """Delete the engine's records of runs that finished long ago."""
+        self._runs.forget_old(self._clock.now())
 
     def take_ready_studies(self) -> None:
         """Claim the studies that are complete and enqueue their runs."""

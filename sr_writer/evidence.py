@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pipeline.domain.geometry import Vector
     from sr_writer.record import ReportRecord
 
+SAME_DIRECTION = 0.999
+"""Least cosine between normals of one stack: orientations of one scan differ in their last decimals."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedImage:
@@ -76,8 +79,8 @@ def placed_images(slices: Sequence[Dataset]) -> tuple[PlacedImage, ...]:
         return ()
     directions = [tuple(np.round(image.plane.normal, 2) + 0.0) for image in placed]
     usual = Counter(sorted(directions)).most_common(1)[0][0]
-    stack = [image for image, direction in zip(placed, directions, strict=True) if direction == usual]
-    normal = np.asarray(usual)
+    normal = np.asarray(usual) / np.linalg.norm(usual)
+    stack = [image for image in placed if float(image.plane.normal @ normal) > SAME_DIRECTION]
     return tuple(sorted(stack, key=lambda i: (float(np.dot(i.plane.origin_lps_mm, normal)), i.sop_instance_uid)))
 
 

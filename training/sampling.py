@@ -47,12 +47,16 @@ class Mixture:
         Of the real crops, those around a real nodule without a simulated one in the middle.
     phantom_nodules, phantom_mimics
         Of the phantom crops, those around a nodule, and around an imitator.
+    large
+        Of the inserted nodules, those of 8 to 30 mm, every ratio of diameters equally likely; the others follow
+        LUNA16, where only one in twenty is larger than 19 mm.
     """
 
     phantoms: float = 0.35
     real_nodules: float = 0.25
     phantom_nodules: float = 0.5
     phantom_mimics: float = 0.3
+    large: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +237,7 @@ class CropSampler:
         for centre in centres:
             kind = draw_kind(rng)
             at_least = rng.uniform(4, 8) if kind in ("ground-glass", "part-solid") else 3.0
-            diameter = max(draw_diameter(rng), at_least)
+            diameter = max(self._diameter(rng), at_least)
             place = centre + rng.uniform(-1.5, 1.5, 3) / SPACING
             if self._near(place, diameter / 2 + 5, found) or self._near(place, diameter / 2 + 2, ignored):
                 continue
@@ -241,6 +245,11 @@ class CropSampler:
             if done is not None:
                 found.append(np.array([*done.centre_zyx, done.diameter_mm]))
         return np.asarray(found, np.float64).reshape(-1, 4)
+
+    def _diameter(self, rng: np.random.Generator) -> float:
+        if self.mixture.large and rng.random() < self.mixture.large:
+            return float(np.exp(rng.uniform(np.log(8), np.log(30))))
+        return draw_diameter(rng)
 
     @staticmethod
     def _near(

@@ -31,7 +31,7 @@ from training.sampling import CropSampler, PatchSampler, dense_target, normalise
 from training.scans import load_scans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from training.recipes import Recipe, ScreeningRecipe
@@ -43,7 +43,15 @@ AHEAD = 6
 LARGEST_GRADIENT = 5.0
 
 
-def train_screening(recipe: Recipe, scans: Path, names: Sequence[str], run: Path, *, workers: int = 1) -> Path:
+def train_screening(
+    recipe: Recipe,
+    scans: Path,
+    names: Sequence[str],
+    run: Path,
+    *,
+    workers: int = 1,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Train stage 1.
 
     Parameters
@@ -56,6 +64,8 @@ def train_screening(recipe: Recipe, scans: Path, names: Sequence[str], run: Path
         Folder for checkpoint and log; an existing checkpoint is continued.
     workers
         1 to cut crops in a process of their own, 0 to cut them in this one.
+    start
+        Weights of an earlier run to begin with.
 
     Returns
     -------
@@ -66,7 +76,10 @@ def train_screening(recipe: Recipe, scans: Path, names: Sequence[str], run: Path
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     stage = recipe.screening
-    network = make_network(stage).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = make_network(stage)
+    if start is not None:
+        network.load_state_dict(start)
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average, optimiser, clock = Average(network, stage.average), make_optimiser(stage, network), Clock(stage)
     path = run / CHECKPOINT
     resume(path, clock, network, average, optimiser)

@@ -295,9 +295,9 @@ CODES: Mapping[Code, CodePage] = MappingProxyType(
             "Check that all slices were sent.",
         ),
         Code.LUNG_CUT: _notice(
-            "The lungs may not be covered fully: lung touches the first or last slice.",
-            "The scan or the transfer ends inside the lung.",
-            "Check that all slices were sent.",
+            "The lungs may not be covered fully: lung touches the first or last slice or the image edge.",
+            "The scan or the transfer ends inside the lung, or the field of view is too narrow.",
+            "Check that all slices were sent; send a reconstruction that holds both lungs.",
         ),
         Code.LUNG_MASK_UNUSED: _notice(
             "The lung volume found is implausible, so the whole body was searched.",
@@ -325,9 +325,9 @@ CODES: Mapping[Code, CodePage] = MappingProxyType(
             "Send the chest field of view.",
         ),
         Code.EXTRA_IMAGES_DROPPED: _notice(
-            "Scout or odd images in the series were left out.",
-            "A localizer, or images of another orientation, inside the series.",
-            "Nothing.",
+            "Images of the series were left out: scout, odd or repeated ones, or those of another volume.",
+            "A localizer, repeated images, images of another size, or two acquisitions inside the series.",
+            "Look at the number: if it is large, send each acquisition as a series of its own.",
         ),
         Code.INSTANCE_CHANGED: _notice(
             "Images arrived again with other content; the newest were used.",

@@ -71,8 +71,8 @@ def to_document(analysis: Analysis) -> dict[str, Any]:
         "study_instance_uid": analysis.study_instance_uid,
         "series_instance_uid": analysis.series_instance_uid,
         "outcome": analysis.outcome.value,
-        "reason": None if reason is None else {"code": reason.code.value, "text": reason.text},
-        "warnings": [{"code": n.code.value, "text": n.text} for n in analysis.notices],
+        "reason": None if reason is None else _message(reason),
+        "warnings": [_message(notice) for notice in analysis.notices],
         "findings": [_finding(f) for f in analysis.reported],
         "candidates": [{"position_lps_mm": list(c.position_lps_mm), "score": c.score} for c in analysis.candidates],
         "volume": None
@@ -130,6 +130,12 @@ def from_record(record: Mapping[str, Any]) -> Analysis:
         operating_point=None if point is None else OperatingPoint(**point),
         timings_s=record["timings_s"],
     )
+
+
+def _message(said: Refusal | Notice) -> dict[str, str]:
+    """Bring a sentence to one line of ASCII: it may quote a header's value or an error of a library."""
+    printable = "".join(c if " " <= c <= "~" else "?" for c in " ".join(said.text.split()))
+    return {"code": said.code.value, "text": printable}
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

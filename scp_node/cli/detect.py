@@ -121,6 +121,8 @@ def lines(analysis: Analysis) -> Iterator[str]:
 def _check_target(json_file: Path | None) -> None:
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise typer.BadParameter(f"The folder of {json_file} does not exist.", param_hint="--json")
+    if json_file is not None and json_file.is_dir():
+        raise typer.BadParameter(f"{json_file} is a folder; name a file.", param_hint="--json")
 
 
 def _overridden(detector: DetectorSettings, device: str | None, weights: Path | None) -> DetectorSettings:

@@ -77,8 +77,9 @@ def _verdict(view: SeriesView) -> str:
         return "not judged yet" if view.holds_ct else "holds no CT images, so it was not judged"
     if refusal := decision.get("refusal"):
         return f"not suitable, {refusal['code']}"
-    chosen = "chosen" if view.analysis is not None else "suitable, but not chosen"
-    return f"{chosen}, score {decision.get('score', 0):.1f}"
+    # the best one is always taken first; it has no analysis while it is at work, or when that failed
+    chosen = view.analysis is not None or decision.get("rank") == 1
+    return f"{'chosen' if chosen else 'suitable, but not chosen'}, score {decision.get('score', 0):.1f}"
 
 
 def _analysis_lines(analysis: Mapping[str, Any]) -> Iterator[str]:

@@ -145,7 +145,8 @@ def _record(connection: sa.Connection, arrival: Arrival) -> Stored:
     _take_study(connection, arrival)
     known = _known(connection, arrival)
     if any(row.is_newest and row.sha256 == arrival.sha256 for row in known):
-        _repair_path(connection, arrival)
+        if _repair_path(connection, arrival):
+            _move_study(connection, arrival)
         return Stored.DUPLICATE
     _count_series(connection, arrival)
     if known:
@@ -183,20 +184,24 @@ def _known(connection: sa.Connection, arrival: Arrival) -> Sequence[sa.Row[int, 
     return connection.execute(query).all()
 
 
-def _repair_path(connection: sa.Connection, arrival: Arrival) -> None:
-    """Point the row of a duplicate at the file that is there now: the old one may have been lost."""
+def _repair_path(connection: sa.Connection, arrival: Arrival) -> bool:
+    """Point the row of a duplicate at the file that is there now; say whether the old one had been lost.
+
+    An image whose file was lost counts as new when it comes again: its study was decided without it.
+    """
     instance = tables.instance
-    if arrival.path is not None:
-        connection.execute(
-            sa.update(instance)
-            .where(
-                instance.c.sop_instance_uid == arrival.sop_instance_uid,
-                instance.c.sha256 == arrival.sha256,
-                instance.c.is_newest,
-                instance.c.path.is_distinct_from(arrival.path),
-            )
-            .values(path=arrival.path)
-        )
+    if arrival.path is None:
+        return False
+    same = sa.and_(
+        instance.c.sop_instance_uid == arrival.sop_instance_uid,
+        instance.c.study_uid == arrival.study_uid,
+        instance.c.sha256 == arrival.sha256,
+        instance.c.is_newest,
+    )
+    lost = connection.execute(sa.update(instance).where(same, instance.c.path.is_(None)).values(path=arrival.path))
+    moved = instance.c.path.is_distinct_from(arrival.path)
+    connection.execute(sa.update(instance).where(same, moved).values(path=arrival.path))
+    return lost.rowcount > 0
 
 
 def _count_series(connection: sa.Connection, arrival: Arrival) -> None:

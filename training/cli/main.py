@@ -126,12 +126,21 @@ def prepare(
 
 
 @app.command()
-def screening(recipe: RecipeName, scans: Scans, run: Run, skip: Skip = []) -> None:  # noqa: B006
+def screening(
+    recipe: RecipeName,
+    *,
+    scans: Scans,
+    run: Run,
+    skip: Skip = [],  # noqa: B006
+    start: Annotated[Path | None, typer.Option(help="screening.pt of an earlier run to begin from.")] = None,
+) -> None:
     """Train stage 1. Progress every 50 steps; a checkpoint every two minutes."""
+    from training.export import load_checkpoint
     from training.recipes import load_recipe
     from training.screening import train_screening
 
-    path = train_screening(load_recipe(_recipe(recipe)), scans, _names(scans, skip), run)
+    weights = load_checkpoint(start)[1] if start else None
+    path = train_screening(load_recipe(_recipe(recipe)), scans, _names(scans, skip), run, start=weights)
     typer.echo(f"stage 1: {path}")
 
 

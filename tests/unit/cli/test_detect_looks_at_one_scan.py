@@ -107,6 +107,12 @@ def test_a_target_whose_folder_is_missing_is_said_before_any_work(tmp_path: Path
     assert "does not exist" in result.stderr
 
 
+def test_a_target_that_is_a_folder_is_said_before_any_work(tmp_path: Path, chest: Path) -> None:
+    result = CliRunner().invoke(application(["detect"]), ["detect", str(chest), "--json", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is a folder; name a file" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_a_detector_that_cannot_start_exits_1_and_is_written(tmp_path: Path, chest: Path) -> None:
     result, document = run(tmp_path, str(chest), implementation="tests.fakes:nobody")
     assert result.exit_code == 1

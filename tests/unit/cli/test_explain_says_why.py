@@ -73,6 +73,16 @@ def test_every_series_has_its_verdict_the_best_first(site: Site) -> None:
     ]
 
 
+def test_the_best_series_is_the_chosen_one_before_its_analysis_has_ended_too(site: Site) -> None:
+    site.study("1.1", "ANALYSING")
+    for rank, uid in enumerate(("1.1.1", "1.1.2"), 1):
+        decision = THIN | {"score": 50.0 - rank, "rank": rank}
+        site.add("series", study_uid="1.1", series_uid=uid, last_received_at=NOON, holds_ct=True, decision=decision)
+    lines = site.run("explain", "1.1").stdout.splitlines()
+    assert "Series 1.1.1 (0 instances): chosen, score 49.0" in lines
+    assert "Series 1.1.2 (0 instances): suitable, but not chosen, score 48.0" in lines
+
+
 def test_an_analysis_that_failed_says_why(site: Site) -> None:
     site.study("1.1", "NOT_ANALYSED")
     refused = {

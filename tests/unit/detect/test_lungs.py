@@ -67,6 +67,32 @@ def test_lungs_cut_by_the_volumes_ends_are_found_and_said():
     ]
 
 
+@pytest.mark.parametrize(("axis", "cut"), [(2, 20), (1, 30)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_lungs_cut_by_the_image_edge_are_searched_and_said(axis, cut, flipped):
+    whole = chest()
+    hu = np.delete(whole, np.s_[:cut], axis)
+    index = np.array([16, 48, 30]) - cut * np.eye(3, dtype=int)[axis]
+    if flipped:
+        hu = np.flip(hu, axis)
+        index[axis] = hu.shape[axis] - 1 - index[axis]
+    mask = find_lungs(hu, SPACING, SMALL_CHEST)
+    assert isinstance(mask, LungMask)
+    assert searched(mask, *index)
+    assert [(n.code, n.text) for n in mask.notices] == [
+        (Code.LUNG_CUT, "The lungs reach the edge of the image; parts of them are not seen.")
+    ]
+
+
+def test_air_between_the_arms_and_the_image_edge_is_no_lung():
+    hu = chest()
+    hu[:, 20:26, :20] = hu[:, 70:76, :20] = 40
+    mask = find_lungs(hu, SPACING, SMALL_CHEST)
+    assert isinstance(mask, LungMask)
+    assert mask.notices == ()
+    assert not searched(mask, 16, 48, 2)
+
+
 def test_a_trachea_open_at_the_top_is_no_cut_lung():
     hu = chest()
     hu[16:, 44:50, 46:52] = -990

@@ -39,3 +39,10 @@ def test_the_document_holds_only_findings_at_or_above_the_operating_point() -> N
 def test_the_document_of_a_refusal_names_its_code() -> None:
     assert to_document(REFUSED)["reason"] == {"code": "MISSING_SLICES", "text": "3 slices are missing."}
     assert to_document(REFUSED)["findings"] == []
+
+
+def test_sentences_in_the_document_are_one_line_of_ascii() -> None:
+    quoting = Refusal(Code.CORRUPT_INSTANCE, "Image 1.2\u00e9 is damaged:\n  send it again.")
+    analysis = Analysis("1.2.3", "1.2.3.5", Outcome.NOT_ANALYSED, quoting, (Notice(Code.CONTRAST, "a\tb\x1b"),))
+    assert to_document(analysis)["reason"]["text"] == "Image 1.2? is damaged: send it again."
+    assert to_document(analysis)["warnings"] == [{"code": "CONTRAST", "text": "a b?"}]

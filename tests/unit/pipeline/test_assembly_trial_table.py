@@ -134,6 +134,9 @@ def test_two_acquisitions_in_one_series_become_two_stacks(small_series, small_li
     assert sorted(uids, key=sorted) == sorted(
         [{d.SOPInstanceUID for d in part} for part in (first, second)], key=sorted
     )
+    assert [[n.text for n in stack.notices] for stack in found] == 2 * [
+        ["14 of 28 images of the series were left out: scout, odd or repeated ones, or those of another volume."]
+    ]
 
 
 def test_a_localizer_inside_the_series_is_left_out(small_series, small_limits, tmp_path):
@@ -144,7 +147,9 @@ def test_a_localizer_inside_the_series_is_left_out(small_series, small_limits, t
     scout.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
     made = volume([scout, *datasets], tmp_path, small_limits)
     assert np.array_equal(made.hu, [true_hu(d) for d in datasets])
-    assert made.notices[0].text == "1 scout, odd or repeated images of the series were left out."
+    assert [n.text for n in made.notices] == [
+        "1 of 15 images of the series were left out: scout, odd or repeated ones, or those of another volume."
+    ]
 
 
 def test_an_odd_orientation_inside_the_series_is_left_out_even_if_not_called_localizer(

@@ -12,7 +12,7 @@ from pydicom import dcmwrite
 from pydicom.uid import LegacyConvertedEnhancedCTImageStorage
 
 from pipeline.analysis import analyse_path
-from pipeline.domain.outcome import Code, Outcome
+from pipeline.domain.outcome import Code, Outcome, Refusal
 from pipeline.reading import read_headers
 from tests.builders import ChestSeries, uid_of
 from tests.dicom_forms import compressed_frames, enhanced
@@ -75,6 +75,23 @@ def test_a_missing_frame_is_noticed(datasets, small_limits, tmp_path):
     analysis, volume = analysed([enhanced(datasets)], tmp_path / "enhanced", small_limits)
     assert volume.filled_slices == (5,)
     assert Code.SLICES_INTERPOLATED in [n.code for n in analysis.notices]
+
+
+@pytest.mark.parametrize("claimed", [13, 15])
+def test_frames_that_the_header_does_not_describe_are_never_left_out_in_silence(
+    datasets, small_limits, tmp_path, claimed
+):
+    image = enhanced(datasets)
+    image.NumberOfFrames = claimed
+    dcmwrite(tmp_path / "image", image, enforce_file_format=True)
+    detector = scripted_detector()
+    analysis = analyse_path(tmp_path, detector, small_limits, operating_point="default")
+    assert analysis.outcome is Outcome.NOT_ANALYSED
+    assert analysis.reason == Refusal(
+        Code.CORRUPT_INSTANCE,
+        f"An image of the series claims {claimed} frames and describes 14; send it again as the scanner made it.",
+    )
+    assert detector.volumes == []
 
 
 def test_concatenations_are_joined(datasets, small_limits, tmp_path):

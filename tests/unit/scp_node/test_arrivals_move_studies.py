@@ -86,6 +86,18 @@ def test_a_duplicate_moves_nothing(engine, state):
 
 
 @pytest.mark.parametrize("state", LATER)
+def test_an_image_whose_file_was_lost_wakes_its_study_when_it_comes_again(engine, state):
+    arrivals = Arrivals(engine)
+    arrivals.record(arrival())
+    arrivals.forget_file("objects/aa/a.dcm", 150.0)
+    put_into(engine, state)
+    assert arrivals.record(arrival(received_at=200.0)) is Stored.DUPLICATE
+    assert one(engine, tables.instance).path == "objects/aa/a.dcm"
+    study = one(engine, tables.study)
+    assert (study.state, study.last_received_at, study.next_look_at) == ("RECEIVING", 200.0, None)
+
+
+@pytest.mark.parametrize("state", LATER)
 def test_other_objects_do_not_wake_a_study(engine, state):
     arrivals = Arrivals(engine)
     arrivals.record(arrival())

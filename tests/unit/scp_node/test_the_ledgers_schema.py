@@ -74,7 +74,9 @@ def test_tables_of_the_workflow_engine_are_left_alone(url, engine):
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE workflow_status (id INTEGER)"))
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "include_name": is_ours})
+        context = MigrationContext.configure(
+            connection, opts={"version_table": VERSION_TABLE, "include_name": is_ours}
+        )
         assert compare_metadata(context, metadata) == []
 
 

@@ -103,6 +103,17 @@ def test_a_scout_inside_the_series_never_carries_a_mark():
     assert source.ReferencedSOPInstanceUID != "2.25.77"
 
 
+def test_orientations_that_differ_in_their_last_decimals_are_one_stack():
+    images = SMALL.datasets()
+    for image in images:
+        sine = 0.00501 if image.ImagePositionPatient[2] == 2.5 else 0.00499
+        image.ImageOrientationPatient = [round(float(np.sqrt(1 - sine**2)), 8), 0, sine, 0, 1, 0]
+    slices = [reread(as_bytes(image)) for image in images]
+    _, _, source = circle(one_mark(slices=slices, centre=np.array([-20.04, 10.5, 3.0]))[0])
+    header = next(h for h in slices if source.ReferencedSOPInstanceUID == h.SOPInstanceUID)
+    assert header.ImagePositionPatient[2] == 2.5
+
+
 def test_pixels_that_are_not_square_get_an_outline_instead_of_a_circle():
     series = replace(SMALL, extra={"PixelSpacing": [4.0, 2.0]})
     group, slices = one_mark(series)

@@ -173,6 +173,16 @@ def test_an_archive_that_cannot_be_asked_for_the_other_form_is_tried_again(box):
     assert [row.state for row in box.deliveries()] == ["queued"]
 
 
+def test_a_report_whose_file_is_gone_is_given_up_with_its_reason(box):
+    box.file.unlink()
+    box.attempt(CannedArchive())
+    (row,) = box.deliveries()
+    assert (row.state, row.last_error) == (
+        "failed_final",
+        "The report's file is gone from the disk; it is not sent.",
+    )
+
+
 def test_a_report_that_was_changed_on_disk_is_not_sent(box):
     box.file.write_bytes(b"something else")
     archive = CannedArchive()

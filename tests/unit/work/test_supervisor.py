@@ -130,3 +130,15 @@ def test_a_database_of_an_older_version_is_left_alone_and_the_node_does_not_star
     assert told[-1]["event"] == (
         "The database is of another version: make a backup, then run 'nodule-node db upgrade'."
     )
+
+
+def test_the_longest_drain_of_all_processes_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "node.toml").write_text("[network]\ndrain_s = 50.0\n[worker]\ndrain_s = 5.0\n")
+    within = []
+    monkeypatch.setattr("scp_node.supervisor._prepare_database", lambda *_: None)
+    monkeypatch.setattr(
+        "scp_node.supervisor.supervise",
+        lambda _services, _stop, *, stop_within_s: within.append(stop_within_s) or 0,
+    )
+    assert run(load_settings(tmp_path / "node.toml"), tmp_path / "node.toml") == 0
+    assert within == [60.0]
