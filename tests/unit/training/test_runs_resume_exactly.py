@@ -107,7 +107,7 @@ def test_a_prepared_scan_reads_back_as_it_was(scans: Path):
     assert set(scan.places) == {"free", "pleura", "vessel", "any"}
 
 
-@pytest.mark.parametrize("name", ["modern", "paper", "paper-fast"])
+@pytest.mark.parametrize("name", ["modern", "modern-longer", "paper", "paper-fast"])
 def test_each_shipped_recipe_can_be_read(name: str):
     recipe = load_recipe(RECIPES / f"{name}.toml")
     assert recipe.name == name

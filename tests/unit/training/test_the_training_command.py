@@ -31,7 +31,10 @@ def test_the_command_starts_without_torch():
     [
         (("phantom", "x", "--out", "o"), "'x' is not a seed or a range of seeds; write 7, 1-19 or 1-4,9."),
         (("phantom", "1", "--out", "o", "--kernel", "B99"), "There is no kernel 'B99'; known are STANDARD"),
-        (("screening", "old", "--scans", ".", "--run", "r"), "There is no recipe old; known are modern, paper"),
+        (
+            ("screening", "old", "--scans", ".", "--run", "r"),
+            "There is no recipe old; known are modern, modern-longer, paper",
+        ),
         (("prepare", "somewhere", "--out", "o"), "Real scans need --truth"),
     ],
 )
