@@ -146,7 +146,7 @@ class GuardedReceiver:
         queue would hide that from it.
         """
         if self._association.requestor.primitive is None:
-            self._association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
+            self._association.dul.to_user_queue.put(None)
 
 
 def repair_titles(body: bytearray) -> None:
