@@ -42,8 +42,8 @@ CERTAIN = 1e-7  # scores nearer to 0 or 1 count as this near
 class TwoStageDetector:
     """Implements :class:`pipeline.ports.Detector` with the networks of one weights file.
 
-    Between devices and precisions the same nodules are found with probabilities within 0.05, centres within 0.5 mm
-    and diameters within 5 %; a mark right at a threshold may fall on its other side. On one device the same scan
+    Between devices and precisions the same nodules are found with probabilities within 0.01, centres within 0.1 mm
+    and diameters within 2 %; a mark right at a threshold may fall on its other side. On one device the same scan
     gives the same findings.
 
     References
