@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from pydicom import dcmread
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = Path("docs/images/viewer.png")
+COLOURED, ACCENTS = 40, 48  # of 256: how far the channels of a coloured pixel differ; colours kept for them
 PICTURE_LIMIT_BYTES = 400_000
 NODE = Peer("NODULE_NODE", 11112, calling="CT")
 REPORT_LIMIT_S = 900
@@ -237,7 +239,7 @@ def _measure(ellipses: list[dict[str, Any]], mark: Mark, plane: SlicePlane) -> D
     centre, *rim = pixels[nearest]
     expected = [_rim_point(mark, angle) for angle in (0, pi, pi / 2, 3 * pi / 2)]
     off = [dist(centre, mark.centre_pixel), *(min(dist(point, other) for other in expected) for point in rim)]
-    x, y, z = ellipses[nearest]["centre"]
+    x, y, z = (float(v) for v in plane.pixel_to_lps(*centre))  # the viewer's camera may still be on its way
     left, top = ellipses[nearest]["at"]
     return Drawn((x, y, z), max(off), (left, top), ellipses[nearest]["radius"])
 
@@ -287,11 +289,23 @@ def _save(png: bytes) -> None:
     """Keep the picture for the README, in as many colours as fit into the limit."""
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    for colours in (256, 128, 64, 32):
-        picture.quantize(colours, dither=Image.Dither.NONE).save(PICTURE, "PNG", optimize=True)
+    for greys in (192, 96, 48, 24):
+        few_colours = picture.quantize(palette=_palette(picture, greys), dither=Image.Dither.NONE)
+        few_colours.save(PICTURE, "PNG", optimize=True)
         if PICTURE.stat().st_size <= PICTURE_LIMIT_BYTES:
             return
     raise SystemExit(f"{PICTURE} has {PICTURE.stat().st_size} bytes")
+
+
+def _palette(picture: Image.Image, greys: int) -> Image.Image:
+    """Greys for the CT and colours for what is drawn over it: chosen together, the greys would take all places."""
+    pixels = np.asarray(picture).reshape(1, -1, 3)
+    coloured = pixels[:, np.ptp(pixels[0], axis=1) > COLOURED]
+    accents = Image.fromarray(coloured).quantize(ACCENTS).getpalette() or []
+    steps = np.linspace(0, 255, greys).astype(int)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*accents[: 3 * ACCENTS], *(int(v) for step in steps for v in (step, step, step))])
+    return palette
 
 
 def _command(name: str, *arguments: object) -> None:
