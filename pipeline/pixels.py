@@ -173,9 +173,10 @@ def _load(piece: Slice) -> Dataset | Refusal:
                 dataset = dcmread(stream, defer_size=size)
             if len(dataset.get("PixelData") or b"") > 0:
                 return dataset
-    except Exception:  # noqa: BLE001, S110  hostile bytes again: whatever the parser raises, the image is damaged
-        pass
-    return Refusal(Code.CORRUPT_INSTANCE, f"Image {piece.name} is damaged or holds no pixel data; send it again.")
+        why = "holds no pixel data"
+    except Exception as fault:  # noqa: BLE001  hostile bytes again: whatever the parser raises, the image is damaged
+        why = f"is damaged ({type(fault).__name__})"
+    return Refusal(Code.CORRUPT_INSTANCE, f"Image {piece.name} {why}; send it again.")
 
 
 def _stored(dataset: Dataset, piece: Slice) -> NDArray[Any] | Refusal:

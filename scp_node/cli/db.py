@@ -23,11 +23,9 @@ def upgrade(config: ConfigFile = None) -> None:
     """
     settings = settings_from(config)
     from scp_node.cli.logging import configure_logging
-    from scp_node.ledger.engine import upgrade as upgrade_ledger
-    from scp_node.workflow import upgrade_engine_schema
+    from scp_node.workflow import upgrade_database
 
     configure_logging(settings, "db")
     settings.storage.folder.mkdir(parents=True, exist_ok=True)
-    upgrade_ledger(settings.database_url)
-    upgrade_engine_schema(settings.database_url)
+    upgrade_database(settings.database_url)
     typer.echo("The database is up to date.")
