@@ -6,6 +6,7 @@ a committed row survives a power cut, and a waiting writer waits instead of fail
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -57,6 +60,21 @@ def make_engine(url: str, *, busy_timeout_s: float = 30.0) -> sa.Engine:
         cursor.close()
 
     return engine
+
+
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Read several tables as they stood at one moment; nothing may be written.
+
+    Without it each query sees what was committed last, so a report could appear whose delivery does not.
+    """
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN DEFERRED")  # the driver would begin at the first write only
+        else:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+        connection.rollback()
 
 
 def upgrade(url: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from scp_node.ledger.engine import make_engine, schema_is_current
+from scp_node.ledger.engine import make_engine, schema_is_current, snapshot
 from scp_node.ledger.states import Purpose
 from scp_node.ledger.tables import delivery, event, instance, report, series, study
 
@@ -141,7 +141,7 @@ def studies(engine: sa.Engine, *, study_uid: str | None = None, limit: int | Non
     query = sa.select(study).order_by(study.c.state_changed_at.desc(), study.c.study_uid)
     if study_uid is not None:
         query = query.where(study.c.study_uid == study_uid)
-    with engine.connect() as connection:
+    with snapshot(engine) as connection:
         rows = connection.execute(query.limit(limit)).all()
         uids = [row.study_uid for row in rows] if study_uid or limit else None
         counts = _instances(connection, uids)

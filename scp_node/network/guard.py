@@ -140,13 +140,18 @@ class GuardedReceiver:
         return ConnectionAbortedError(why)
 
     def _wake(self) -> None:
-        """Let the association's thread end now: it waits for a request that will never come.
-
-        Only before there is a request: afterwards the library notices by itself, and what we put into its
-        queue would hide that from it.
-        """
         if self._association.requestor.primitive is None:
-            self._association.dul.to_user_queue.put(None)
+            end_half_open(self._association)
+
+
+def end_half_open(association: Association) -> None:
+    """Let the thread of a connection without an association end now, as if its request were overdue.
+
+    Only before there is a request (``requestor.primitive``): it waits for one that will never come, and the
+    library cannot abort what was not asked for (PS3.8 Table 9-10 has no such transition; its thread would die).
+    Afterwards the library notices by itself, and what we put into its queue would hide that from it.
+    """
+    association.dul.to_user_queue.put(None)
 
 
 def repair_titles(body: bytearray) -> None:

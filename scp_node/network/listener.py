@@ -23,7 +23,7 @@ from scp_node.ledger.arrivals import Arrivals, LedgerUnavailableError, Note
 from scp_node.ledger.engine import make_engine, prepare_schema
 from scp_node.ledger.states import EventKind
 from scp_node.network.contexts import asks_for_storage, by_preference, supported_contexts
-from scp_node.network.guard import ConnectionCount, GuardedReceiver, GuardedServer, Limits
+from scp_node.network.guard import ConnectionCount, GuardedReceiver, GuardedServer, Limits, end_half_open
 from scp_node.network.library import no_delay, quiet, socket_of
 from scp_node.receive import Incoming, Receiver, index_spool
 from scp_node.spool import Spool
@@ -159,7 +159,10 @@ class Listener:
             time.sleep(0.05)
         self._server.shutdown()
         for association in self._server.active_associations:
-            association.abort()
+            if association.requestor.primitive is None:
+                end_half_open(association)
+            else:
+                association.abort()
         for association in self._server.active_associations:
             association.join(timeout=self._limits.request_s)
         _config.UNRESTRICTED_STORAGE_SERVICE = False

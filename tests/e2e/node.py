@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -194,8 +195,10 @@ class Archive:
     folder: Path
     port: int
     server: ThreadedAssociationServer | None = None
+    kept_port: socket.socket | None = None
 
     def start(self) -> None:
+        self.stop()
         self.server = start_archive(self.folder, ARCHIVE, self.port)
 
     def stop(self) -> None:
@@ -203,6 +206,16 @@ class Archive:
             self.server.shutdown()
             self.server.server_close()
             self.server = None
+        if self.kept_port is not None:
+            self.kept_port.close()
+            self.kept_port = None
+
+    def go_away(self) -> None:
+        """Stop, and keep the port from other tests' servers: who connects is refused."""
+        self.stop()
+        self.kept_port = socket.socket()
+        self.kept_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.kept_port.bind(("127.0.0.1", self.port))
 
     def reports(self) -> list[Path]:
         """The reports that arrived."""

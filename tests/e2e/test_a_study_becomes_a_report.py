@@ -55,7 +55,7 @@ def test_a_series_sent_with_dcmsend_comes_back_as_one_report(tmp_path):
 def test_a_report_that_is_due_waits_for_the_archive(tmp_path):
     SERIES.write(tmp_path / "series")
     with node_and_archive(tmp_path / "node") as (node, archive):
-        archive.stop()
+        archive.go_away()
         node.start()
         send(tmp_path / "series", node.peer, lambda *_: None)
         tried = node.wait(

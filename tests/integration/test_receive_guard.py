@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from pynetdicom.pdu import A_ASSOCIATE_RQ
@@ -138,11 +138,24 @@ def test_probes_that_connect_and_close_leave_no_threads(node):
     before = threading.active_count()
     for _ in range(100):
         socket.create_connection(("127.0.0.1", node.port)).close()
+    assert ask(node.port) is None  # connections are accepted in turn: the probes were, by now
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
     assert node.events() == []
+
+
+def test_connections_that_asked_for_nothing_end_with_the_listener(tmp_path):
+    with ExitStack() as peers:
+        with listening(tmp_path, network="acse_timeout_s = 30.0") as node:
+            for _ in range(5):
+                peers.enter_context(socket.create_connection(("127.0.0.1", node.port)))
+            assert ask(node.port) is None
+            threads = [thread for thread in threading.enumerate() if "run_reactor" in thread.name]
+        for thread in threads:
+            thread.join(10)
+        assert not [thread for thread in threads if thread.is_alive()]
 
 
 def test_half_open_connections_of_one_host_are_capped(tmp_path):
