@@ -68,11 +68,11 @@ def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
 
     Without it each query sees what was committed last, so a report could appear whose delivery does not.
     """
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
+    is_sqlite = engine.dialect.name == "sqlite"
+    options: dict[str, Any] = {} if is_sqlite else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect().execution_options(**options) as connection:
+        if is_sqlite:
             connection.exec_driver_sql("BEGIN DEFERRED")  # the driver would begin at the first write only
-        else:
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
         connection.rollback()
 
