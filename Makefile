@@ -4,6 +4,7 @@ VENV ?= .venv
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do "$$name" -c '$(SUPPORTED)' 2>/dev/null && echo "$$name" && break; done)
 SERIES ?=
+EXECUTIONS ?= 1000000
 # More arguments for pip, for example `make setup PIP_ARGS="--extra-index-url <index of CPU builds of PyTorch>"`.
 PIP_ARGS ?=
 
@@ -18,7 +19,7 @@ BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 VIEWER := $(VENV)/.installed-viewer
 
-.PHONY: help setup demo test check viewer-check real-scans clean
+.PHONY: help setup demo test check viewer-check real-scans fuzz damage bench-detection clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -47,8 +48,19 @@ viewer-check: $(VIEWER) ## open a report over its CT in OHIF and measure what is
 real-scans: $(DEV) ## real CT series into a running node and Orthanc: SERIES="<folder> ..." (root, Orthanc, dcmtk)
 	$(BIN)/python -m tests.acceptance.real_scans $(SERIES)
 
+fuzz: $(DEV) ## a million damaged inputs: an hour or more, goes on where it stopped (fuzz-out/ledger.json; EXECUTIONS=...)
+	mkdir -p fuzz-out
+	$(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --ledger fuzz-out/ledger.json
+
+damage: $(DEV) ## 500 damaged chests through a node: nothing missing may end in a clean report (docs/reliability.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.damage 500
+
+bench-detection: $(DEV) ## the time of one scan step by step, and beside MONAI's network: some minutes (SERIES=<folder>: your own CT)
+	$(BIN)/python -m bench.bench_detect $(if $(SERIES),--series "$(SERIES)")
+	$(BIN)/python -m bench.bench_peers --peer-folder peer-out
+
 clean: ## remove what the commands above made, the environment too
-	rm -rf $(VENV) .npm demo-out viewer-out build dist *.egg-info
+	rm -rf $(VENV) .npm peer-out demo-out viewer-out fuzz-out build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -11,7 +11,7 @@ from pipeline.assemble import build, received_geometry
 from pipeline.decision import NOTHING_FOUND, Decision, Judged, decide, judge_all
 from pipeline.domain.finding import OperatingPoint
 from pipeline.domain.outcome import Outcome, Refusal
-from pipeline.domain.result import Analysis
+from pipeline.domain.result import Analysis, Coverage
 from pipeline.pixels import read_pixels
 from pipeline.reading import METAIMAGE_ENDINGS, files_in, read_headers, read_metaimage
 from pipeline.selection import SeriesFacts, StackFacts, judge
@@ -176,9 +176,11 @@ def _analyse(
     timings_s = timings_s | {"decode": perf_counter() - started}
     if isinstance(volume, Refusal):
         return replace(ended, reason=volume, timings_s=timings_s)
-    return _detected(
+    analysis = _detected(
         replace(volume, notices=_merged(verdict.notices, volume.notices)), detector, point, timings_s, progress
     )
+    images = tuple((image.sop_instance_uid, image.frame_number) for image in volume.slices)
+    return replace(analysis, coverage=Coverage(images, verdict.facts["ct_images"], len(volume.filled_slices)))
 
 
 def _decoded(stack: Stack, study_uid: str, series_uid: str, progress: Progress | None) -> Volume | Refusal:

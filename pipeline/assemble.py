@@ -18,6 +18,7 @@ from scipy import ndimage
 from pipeline.domain.geometry import Grid
 from pipeline.domain.outcome import Code, Notice, Refusal
 from pipeline.domain.volume import ReceivedGeometry, SliceReference, Volume
+from pipeline.seams import notice_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,8 @@ PIXEL_SPACING_TOLERANCE_MM = 1e-4
 SAME_POSITION_MM = 0.01
 SPACING_TOLERANCE = 0.05
 SPACING_TOLERANCE_MM = 0.02
+DRIFT = 0.25
+"""Farthest a slice may lie from its place in the even grid, in slice distances: small steps may add up."""
 MINORITY = 2
 FEWEST_SLICES = 8
 """Fewer say too little of their spacing to judge it."""
@@ -317,7 +320,7 @@ def _z_indices(positions: NDArray[np.float64], limits: SelectionLimits) -> tuple
     off_grid = np.abs(steps - counts * usual)
     indices = np.concatenate([[0], np.cumsum(counts)])
     even = positions[0] + indices * (positions[-1] - positions[0]) / indices[-1]
-    if off_grid.max() > tolerance or np.abs(positions - even).max() > usual / 2:
+    if off_grid.max() > tolerance or np.abs(positions - even).max() > DRIFT * usual:
         text = f"Distance between slices varies from {steps.min():.2f} to {steps.max():.2f} mm."
         return Refusal(Code.IRREGULAR_SPACING, text)
     missing = int((counts - 1).sum())
@@ -402,6 +405,7 @@ def build(
     fault = implausible(hu)
     if fault:
         return fault
+    unfitting = notice_of(hu, stack.grid.spacing_zyx_mm[1])
     hu.flags.writeable = False
     return Volume(
         hu=hu,
@@ -413,7 +417,7 @@ def build(
         ),
         received=received_geometry(stack),
         filled_slices=stack.missing,
-        notices=stack.notices + ((_guess_notice(guessed),) if guessed else ()),
+        notices=stack.notices + unfitting + ((_guess_notice(guessed),) if guessed else ()),
     )
 
 

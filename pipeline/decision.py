@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -135,7 +135,16 @@ def judge_all(inventory: Inventory, limits: SelectionLimits) -> tuple[tuple[Judg
             for key in keys
         ]
     homeless = tuple(u.refusal for u in inventory.unreadable if not u.series_uid)
-    return tuple(sorted(judged, key=lambda j: rank(j.verdict))), homeless
+    told = [replace(j, verdict=_missing(j.verdict, len(homeless))) for j in judged]
+    return tuple(sorted(told, key=lambda j: rank(j.verdict))), homeless
+
+
+def _missing(verdict: SeriesVerdict, unreadable: int) -> SeriesVerdict:
+    """Warn of files that may belong to the series: not even that could be read."""
+    if not (unreadable and verdict.is_ct):
+        return verdict
+    text = f"{unreadable} files could not be read at all; they may be images of this series. Send them again."
+    return replace(verdict, notices=(*verdict.notices, Notice(Code.EXTRA_IMAGES_DROPPED, text)))
 
 
 def _studies_of_mixed_patients(inventory: Inventory) -> frozenset[str]:

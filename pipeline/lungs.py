@@ -29,6 +29,10 @@ CLOSING_MM = 9.0  # closes over vessels at the hilum and over nodules at the ple
 MARGIN_MM = 8.0  # decision 0011: every LIDC nodule lies inside
 LESSER_LUNG = 0.15  # a further air space counts as lung from this part of the largest one on
 OPEN_LUNG_MM2 = 600.0  # area from which air in an end slice is cut lung; a trachea has at most 400
+BEYOND_HU = -1020  # padding around a circular scan field: darker than any air, in every slice
+AERATED_HU = (-900, -500)  # lung that breathes; the foam of a table, pressed against the back, has -920 and less
+MOSTLY = 0.7  # part of a cut space that is as dense as lung; around a patient it is far less
+MOST_OF_EDGE = 0.4  # part of the scan field's edge that cut lung may reach; the air around a patient has more
 EMPTY_HU = -970.0  # below it there is no tissue, not even that of an emphysematous lung
 IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], bool)
 
@@ -106,7 +110,7 @@ def find_lungs(hu: NDArray[np.int16], spacing_zyx_mm: Vector, limits: SelectionL
     cell_mm = np.asarray(strides) * np.asarray(spacing_zyx_mm)
     coarse = _block_means(hu, strides)
     body = _body(coarse)
-    open_sides = _open_at_image_edge(body, coarse, cell_mm)
+    open_sides = _open_at_image_edge(body, coarse, cell_mm) | _open_at_scan_field(body, coarse, cell_mm)
     body |= open_sides
     lungs = _largest(body & (coarse < AIR_HU))
     lungs = _enclosed(_closed(lungs, cell_mm)) & body
@@ -179,6 +183,28 @@ def _open_at_image_edge(body: Mask, coarse: NDArray[np.int16], cell_mm: NDArray[
     wide = np.bincount(pieces.ravel()) * float(cell_mm[1] * cell_mm[2]) > OPEN_LUNG_MM2
     wide[0] = False
     return np.asarray(wide[pieces])
+
+
+def _open_at_scan_field(body: Mask, coarse: NDArray[np.int16], cell_mm: NDArray[np.float64]) -> Mask:
+    """Find lung that a corner of the image, or a circular scan field, cuts: a space of lung between body and edge.
+
+    The air around a patient is a space at the edge too, but one of air and foam.
+    """
+    beyond = np.all(coarse <= BEYOND_HU, axis=0)
+    edge = ndimage.binary_dilation(beyond)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    edge &= ~beyond
+    pieces, count = ndimage.label(~body & ~beyond, IN_PLANE)
+    inner = np.where(ndimage.binary_dilation(body | beyond, IN_PLANE), 0, pieces).ravel()  # no partial volume
+    like_lung = ((coarse > AERATED_HU[0]) & (coarse < AERATED_HU[1])).ravel()
+    sizes = np.bincount(inner, minlength=count + 1)
+    alike = np.bincount(inner, like_lung, count + 1)
+    lung = (alike >= MOSTLY * sizes) & (alike * float(cell_mm[1] * cell_mm[2]) > OPEN_LUNG_MM2)
+    at_edge = np.bincount(pieces[:, edge].ravel(), minlength=count + 1)
+    at_body = np.bincount(pieces[ndimage.binary_dilation(body, IN_PLANE)].ravel(), minlength=count + 1)
+    lung &= (at_edge > 0) & (at_edge <= MOST_OF_EDGE * edge.sum()) & (2 * at_body >= at_edge)
+    lung[0] = False
+    return np.asarray(lung[pieces])
 
 
 def _largest(mask: Mask, lesser: float = LESSER_LUNG) -> Mask:

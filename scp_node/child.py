@@ -38,11 +38,11 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def leave_stopping_to_the_parent() -> None:
-    """Ignore SIGINT and SIGTERM, which a terminal or a service manager sends to every process of the node at once.
+    """Ignore what a terminal or a service manager sends to every process of the node at once.
 
     The parent decides whether running work may finish, then closes our pipe or dies.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pipeline.analysis import Decision
     from pipeline.domain.result import Analysis
+    from pipeline.wholeness import Wholeness
     from sr_writer.record import ReportRecord
 
     Cancelled = Callable[[], bool]
@@ -60,6 +61,12 @@ class Reader(Protocol):
 
     def decide(self, paths: Sequence[Path], cancelled: Cancelled) -> Decision | ChildFailure:
         """Rank the series of a study by their headers."""
+
+    def look(self, paths: Sequence[Path], cancelled: Cancelled) -> Wholeness | ChildFailure:
+        """Say whether the images of a study form a whole volume."""
+
+    def same_content(self, pairs: Sequence[tuple[Path, Path]], cancelled: Cancelled) -> list[bool] | ChildFailure:
+        """Say of each pair of files whether they are one image in two encodings."""
 
     def write_report(
         self, record: ReportRecord, images: Sequence[Path], target: Path, cancelled: Cancelled

@@ -27,8 +27,9 @@ import pipeline
 from pipeline.domain.outcome import Refusal
 from pipeline.pixels import read_pixels
 from pipeline.slices import Instance, read_instance
-from scp_node.network.sender import DicomArchive
+from scp_node.network.commitment import ProvingArchive
 from scp_node.settings import Destination
+from scp_node.tls import Expiring, check_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,7 +115,8 @@ def examine(settings: Settings) -> Iterator[Line]:
     """Make every check, the cheap ones first; lines come as they are found."""
 
     def open_archive(destination: Destination) -> Archive:
-        return DicomArchive(destination, settings.node.ae_title, settings.network)
+        wait_s = settings.delivery.commitment_wait_s
+        return ProvingArchive(destination, settings.node.ae_title, settings.network, settings.tls, wait_s=wait_s)
 
     yield from origin()
     yield from (
@@ -125,6 +127,7 @@ def examine(settings: Settings) -> Iterator[Line]:
     yield from decoders()
     yield from detector(settings.detector)
     yield port(settings, open_archive)
+    yield from tls(settings)
     for place in destinations_in_use(settings):
         yield from destination(place, open_archive(place))
 
@@ -261,10 +264,13 @@ def _weights(settings: DetectorSettings) -> Iterator[Line]:
 def port(settings: Settings, open_archive: OpenArchive) -> Line:
     """Say whether our port is free, ours already (C-ECHO to ourselves), or somebody else's."""
     node = settings.node
-    where = f"{node.bind}, port {node.port}"
-    fault = _bind_fault(node.bind, node.port)
+    number = node.port if settings.tls.plain else settings.tls.port
+    where = f"{node.bind}, port {number}"
+    fault = _bind_fault(node.bind, number)
     if fault is None:
         return Line(Level.OK, "port", f"{where} is free: the node does not run")
+    if not settings.tls.plain:
+        return Line(Level.OK, "port", f"{where} is in use, for TLS alone; ask it by C-ECHO from a sender")
     host = "127.0.0.1" if node.bind == "0.0.0.0" else node.bind
     ourselves = Destination(name="ourselves", ae_title=node.ae_title, host=host, port=node.port)
     answer = open_archive(ourselves).echo()
@@ -289,6 +295,19 @@ def _bind_fault(host: str, number: int) -> str | None:
         except OSError as fault:
             return fault.strerror or str(fault)
     return None
+
+
+def tls(settings: Settings) -> Iterator[Line]:
+    """Check certificate, key and authorities of ``[tls]``, when they are named."""
+    identity = settings.tls.identity
+    if identity is None:
+        return
+    faults = tuple(check_identity(identity))
+    for fault in faults:
+        level = Level.WARN if isinstance(fault, Expiring) else Level.FAIL
+        yield Line(level, "tls", fault.text, fault.action)
+    if not faults:
+        yield Line(Level.OK, "tls", f"{identity.certificate} is valid and belongs to its key")
 
 
 def destinations_in_use(settings: Settings) -> tuple[Destination, ...]:

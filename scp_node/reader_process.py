@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.analysis import Decision
     from pipeline.domain.limits import SelectionLimits
+    from pipeline.wholeness import Wholeness
     from scp_node.children import Cancelled
     from sr_writer.record import ReportRecord
 
@@ -54,6 +55,20 @@ class ReaderClient:
         request = {"do": "decide", "paths": list(map(str, paths)), "limits": asdict(self._limits)}
         answer = self._ask(request, cancelled)
         return answer if isinstance(answer, ChildFailure) else Decision.from_json(answer["decision"])
+
+    def look(self, paths: Sequence[Path], cancelled: Cancelled) -> Wholeness | ChildFailure:
+        """Say whether the images of a study form a whole volume."""
+        from pipeline.wholeness import Wholeness
+
+        request = {"do": "look", "paths": list(map(str, paths)), "limits": asdict(self._limits)}
+        answer = self._ask(request, cancelled)
+        return answer if isinstance(answer, ChildFailure) else Wholeness(**answer)
+
+    def same_content(self, pairs: Sequence[tuple[Path, Path]], cancelled: Cancelled) -> list[bool] | ChildFailure:
+        """Say of each pair of files whether they are one image in two encodings."""
+        request = {"do": "same_content", "pairs": [list(map(str, pair)) for pair in pairs]}
+        answer = self._ask(request, cancelled)
+        return answer if isinstance(answer, ChildFailure) else [bool(same) for same in answer["same"]]
 
     def write_report(
         self, record: ReportRecord, images: Sequence[Path], target: Path, cancelled: Cancelled
@@ -105,7 +120,7 @@ def main() -> None:
     limit_memory(memory_mib)
     request = json.load(sys.stdin)
     try:
-        answer = {"decide": _decide, "write_report": _write_report}[request["do"]](request)
+        answer = _ANSWERS[request["do"]](request)
     except Exception as fault:  # noqa: BLE001 - the parent must hear of every fault; a crash would lose the reason
         answer = {"failed": describe(fault)}
     with os.fdopen(answers, "w", encoding="ascii") as pipe:
@@ -114,11 +129,27 @@ def main() -> None:
 
 def _decide(request: dict[str, Any]) -> dict[str, Any]:
     from pipeline.analysis import decide
+
+    decision = decide([Path(path) for path in request["paths"]], _limits(request))
+    return {"decision": decision.to_json()}
+
+
+def _look(request: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.wholeness import look_whether_whole
+
+    return asdict(look_whether_whole([Path(path) for path in request["paths"]], _limits(request)))
+
+
+def _same_content(request: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.content import same_content
+
+    return {"same": [same_content(Path(a), Path(b)) for a, b in request["pairs"]]}
+
+
+def _limits(request: dict[str, Any]) -> SelectionLimits:
     from pipeline.domain.limits import SelectionLimits
 
-    limits = request["limits"] | {"skip_patient_ids": tuple(request["limits"]["skip_patient_ids"])}
-    decision = decide([Path(path) for path in request["paths"]], SelectionLimits(**limits))
-    return {"decision": decision.to_json()}
+    return SelectionLimits(**request["limits"] | {"skip_patient_ids": tuple(request["limits"]["skip_patient_ids"])})
 
 
 def _write_report(request: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +181,8 @@ def _write_durably(target: Path, content: bytes) -> None:
     finally:
         os.close(folder)
 
+
+_ANSWERS = {"decide": _decide, "look": _look, "same_content": _same_content, "write_report": _write_report}
 
 if __name__ == "__main__":
     main()

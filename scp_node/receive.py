@@ -228,7 +228,7 @@ def index_spool(spool: Spool, arrivals: Arrivals, clock: Clock, *, keep_other_ob
         seen.add(path)
         if path not in known:
             indexed += _index(path, spool, arrivals, clock, keep_other_objects=keep_other_objects)
-    lost = sorted(known - seen)
+    lost = sorted(known - seen - arrivals.leaving())
     for path in lost:
         log.error("a file of the ledger is gone from the disk", path=path)
         arrivals.forget_file(path, clock.now())

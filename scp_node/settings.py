@@ -10,9 +10,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +27,14 @@ from pydantic import (
 
 from pipeline.domain.limits import SelectionLimits
 from scp_node.settings_faults import EVERY_SENDER, SENDER, FaultReader, reference_faults
-from scp_node.settings_file import PACKAGED_FILE, SettingsError, find_settings_file, read_values
+from scp_node.settings_file import (
+    PACKAGED_FILE,
+    SettingsError,
+    find_settings_file,
+    read_snapshot,
+    read_values,
+)
+from scp_node.tls import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +60,16 @@ def _ascii_text(text: str) -> str:
     return text
 
 
+def _host_or_network(host: str) -> str:
+    """A host name, an address, or a network such as 10.1.0.0/16."""
+    if "/" in host:
+        try:
+            ip_network(host)
+        except ValueError as fault:
+            raise ValueError(f"a network is an address, a slash and a number of bits: {fault}") from None
+    return host
+
+
 def _destination_name(name: str) -> str:
     if name in (SENDER, EVERY_SENDER):
         raise ValueError('"sender" and "*" have a meaning of their own in [routing]; choose another name')
@@ -70,6 +88,12 @@ def _device(text: str) -> str:
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
         raise ValueError('must be "auto", "cpu", "cuda" or "cuda:" with a number')
     return text
+
+
+def _syslog(address: str) -> str:
+    if address and re.fullmatch(r"(udp|tcp|tls)://[A-Za-z0-9._-]+:\d{1,5}", address) is None:
+        raise ValueError('must be "" or "udp://HOST:PORT", "tcp://HOST:PORT" or "tls://HOST:PORT"')
+    return address
 
 
 def _operating_point(point: float | str) -> float | str:
@@ -111,8 +135,10 @@ class Sender(_Section):
     """One of ``[[senders]]``: who may store."""
 
     ae_title: AeTitle
-    host: str = ""
+    host: Annotated[str, AfterValidator(_host_or_network)] = ""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
+    tls: bool | Literal["optional"] = "optional"
+    tls_name: str = ""
 
 
 class Destination(_Section):
@@ -124,6 +150,37 @@ class Destination(_Section):
     port: Port
     sr: Literal["comprehensive3d", "comprehensive"] = "comprehensive3d"
     not_analysed: bool = True
+    query: bool = False
+    verify: Literal["auto", "commitment", "query", "none"] = "auto"
+    tls: bool = False
+    tls_name: str = ""
+    tls_ca: str = ""
+
+
+class TlsSettings(_Section):
+    """``[tls]``: DICOM over TLS, on a port of its own."""
+
+    port: Annotated[int, Field(ge=0, le=65535)]
+    plain: bool
+    certificate: str
+    key: str
+    ca: str
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        missing = [name for name in ("certificate", "key", "ca") if not getattr(self, name)]
+        if self.port and missing:
+            raise ValueError(f"with a port, {', '.join(missing)} must be given too")
+        if not self.port and not self.plain:
+            raise ValueError("with plain = false a port is needed: nobody could connect otherwise")
+        return self
+
+    @property
+    def identity(self) -> Identity | None:
+        """The files, ``None`` when none are named."""
+        if not (self.certificate and self.key and self.ca):
+            return None
+        return Identity(Path(self.certificate), Path(self.key), Path(self.ca))
 
 
 class StorageSettings(_Section):
@@ -134,6 +191,7 @@ class StorageSettings(_Section):
     other_objects: Literal["keep", "header"]
     min_free_mib: Annotated[int, Field(ge=0)]
     min_free_percent: Annotated[float, Field(ge=0, lt=100)]
+    keep_days: NotNegative
 
 
 class StudySettings(_Section):
@@ -142,6 +200,7 @@ class StudySettings(_Section):
     quiet_s: Annotated[float, Field(ge=2, allow_inf_nan=False)]
     max_wait_s: Seconds
     gap_wait_s: NotNegative
+    max_revisions: Count
     series: Literal["best", "all"]
 
     @model_validator(mode="after")
@@ -229,6 +288,7 @@ class NetworkSettings(_Section):
     pdu_timeout_s: Seconds
     sockets_per_host: Count
     half_open_per_host: Count
+    half_open: Count
     max_sockets: Count
     max_object_mib: Count
     connect_timeout_s: Seconds
@@ -245,6 +305,11 @@ class DeliverySettings(_Section):
     retry_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
     jitter: Annotated[float, Field(ge=0, le=1)]
     give_up_s: Seconds
+    breaker_failures: Count
+    probe_s: Seconds
+    verify_after_s: Annotated[tuple[Seconds, ...], Field(min_length=1)]
+    commitment_wait_s: NotNegative
+    commitment_timeout_s: Seconds
 
 
 class WorkerSettings(_Section):
@@ -272,6 +337,22 @@ class WorkerSettings(_Section):
         return self
 
 
+class MetricsSettings(_Section):
+    """``[metrics]``: how others see whether the node is well."""
+
+    port: Annotated[int, Field(ge=0, le=65535)]
+    refresh_s: Seconds
+    alarm_s: Seconds
+
+
+class AuditSettings(_Section):
+    """``[audit]``: who used the node for what, for the hospital's audit."""
+
+    file: str
+    syslog: Annotated[str, AfterValidator(_syslog)]
+    poll_s: Seconds
+
+
 class Settings(_Section):
     """Everything the node can be told, read once and never changed.
 
@@ -290,9 +371,15 @@ class Settings(_Section):
     report: ReportSettings
     log: LogSettings
     network: NetworkSettings
+    tls: TlsSettings
     delivery: DeliverySettings
     worker: WorkerSettings
+    metrics: MetricsSettings
+    audit: AuditSettings
     _path: Path = PrivateAttr(default=PACKAGED_FILE)
+    _snapshot: Path = PrivateAttr(default=PACKAGED_FILE)
+    _version: int = PrivateAttr(default=1)
+    _values: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -300,9 +387,34 @@ class Settings(_Section):
         return self._path
 
     @property
+    def snapshot(self) -> Path:
+        """The file that was read: :attr:`path`, or the snapshot that the supervisor made of it."""
+        return self._snapshot
+
+    @property
+    def version(self) -> int:
+        """How many times the running node has taken up settings, this time included."""
+        return self._version
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The values as they were read, packaged file and environment included."""
+        return self._values
+
+    @property
     def database_url(self) -> str:
         """SQLAlchemy address of the database: ``[storage] database_url``, or the SQLite file in the folder."""
         return self.storage.database_url or f"sqlite:///{self.storage.folder / 'node.sqlite'}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the processes of the running node keep what they tell each other."""
+        return self.storage.folder / "run"
+
+    @property
+    def counters_folder(self) -> Path:
+        """Where the listener's counters lie."""
+        return self.run_folder / "counters"
 
     def destinations_for(self, sender_ae: str) -> tuple[Destination, ...]:
         """Where results of a study go that ``sender_ae`` sent, each destination once, in the order of the route."""
@@ -319,7 +431,12 @@ class Settings(_Section):
 
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but is probably not meant; a sentence each, for the log and ``config check``."""
-        return (*_nobody_warnings(self), *_case_warnings(self), *_own_address_warnings(self))
+        return (
+            *_nobody_warnings(self),
+            *_case_warnings(self),
+            *_own_address_warnings(self),
+            *_tls_warnings(self),
+        )
 
     def _routed(self, name: str, sender_ae: str) -> Destination | None:
         if name != SENDER:
@@ -339,15 +456,18 @@ def load_settings(path: Path | None = None) -> Settings:
     Parameters
     ----------
     path
-        The settings file; ``None`` takes ``node.toml`` in the current folder, else the packaged file.
+        The settings file, or a running node's snapshot (``.json``); ``None`` takes ``node.toml`` in the current
+        folder, else the packaged file.
 
     Raises
     ------
     SettingsError
         The file cannot be read, or breaks a rule; every fault is named.
     """
-    source = find_settings_file(path)
-    values, variables = read_values(source, os.environ)
+    found = find_settings_file(path)
+    snapshot = read_snapshot(found)
+    source, version = (found, 1) if snapshot is None else (snapshot.source, snapshot.version)
+    values, variables = read_values(source, os.environ) if snapshot is None else (snapshot.values, {})
     reader = FaultReader(source, values, variables, _valid_names())
     try:
         settings = Settings.model_validate_json(json.dumps(values, default=str))
@@ -355,7 +475,9 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError([*reader.faults(error), *reference_faults(reader)]) from None
     if faults := reference_faults(reader):
         raise SettingsError(faults)
-    return _with_absolute_paths(settings, source)
+    complete = _with_absolute_paths(settings, source)
+    complete._values, complete._version, complete._snapshot = values, version, found
+    return complete
 
 
 def _valid_names() -> dict[str, tuple[str, ...]]:
@@ -364,7 +486,12 @@ def _valid_names() -> dict[str, tuple[str, ...]]:
 
 def _sender_as_destination(sender: Sender) -> Destination:
     return Destination.model_construct(
-        name=f"{SENDER}:{sender.ae_title}", ae_title=sender.ae_title, host=sender.host, port=sender.port
+        name=f"{SENDER}:{sender.ae_title}",
+        ae_title=sender.ae_title,
+        host=sender.host,
+        port=sender.port,
+        tls=sender.tls is True,
+        tls_name=sender.tls_name,
     )
 
 
@@ -375,9 +502,26 @@ def _with_absolute_paths(settings: Settings, source: Path) -> Settings:
     detector = settings.detector
     if detector.weights != "bundled":
         detector = detector.model_copy(update={"weights": str((base / detector.weights).resolve())})
-    complete = settings.model_copy(update={"storage": storage, "detector": detector})
+    files = {name: str((base / path).resolve()) for name, path in _tls_files(settings) if path}
+    places = tuple(
+        place.model_copy(update={"tls_ca": str((base / place.tls_ca).resolve())}) if place.tls_ca else place
+        for place in settings.destinations
+    )
+    complete = settings.model_copy(
+        update={
+            "storage": storage,
+            "detector": detector,
+            "destinations": places,
+            "tls": settings.tls.model_copy(update=files),
+        }
+    )
     complete._path = source
     return complete
+
+
+def _tls_files(settings: Settings) -> Iterator[tuple[str, str]]:
+    for name in ("certificate", "key", "ca"):
+        yield name, getattr(settings.tls, name)
 
 
 def _nobody_warnings(settings: Settings) -> Iterator[str]:
@@ -404,6 +548,19 @@ def _own_address_warnings(settings: Settings) -> Iterator[str]:
             yield f"Destination {place.name!r} has this node's AE title and port: reports would return to us."
 
 
+def _tls_warnings(settings: Settings) -> Iterator[str]:
+    tls = settings.tls
+    for sender in settings.senders:
+        if sender.tls is True and not tls.port:
+            yield f"{sender.ae_title!r} may store over TLS only, and tls.port is 0: it cannot store at all."
+        if sender.tls is False and not tls.plain:
+            yield f"{sender.ae_title!r} may store without TLS only, and tls.plain is false: it cannot store at all."
+    if tls.identity is None:
+        for place in settings.destinations:
+            if place.tls:
+                yield f"Destination {place.name!r} wants TLS, and [tls] does not name certificate, key and ca."
+
+
 SECTIONS: Mapping[str, type[_Section]] = MappingProxyType(
     {
         "node": NodeSettings,
@@ -416,8 +573,11 @@ SECTIONS: Mapping[str, type[_Section]] = MappingProxyType(
         "report": ReportSettings,
         "log": LogSettings,
         "network": NetworkSettings,
+        "tls": TlsSettings,
         "delivery": DeliverySettings,
         "worker": WorkerSettings,
+        "metrics": MetricsSettings,
+        "audit": AuditSettings,
     }
 )
 """The type of each section, of one entry for ``[[senders]]`` and ``[[destinations]]``."""

@@ -5,7 +5,9 @@ Reads and joins; what the values may be is the business of :mod:`scp_node.settin
 
 from __future__ import annotations
 
+import json
 import tomllib
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,32 @@ def find_settings_file(path: Path | None) -> Path:
         return path.resolve()
     here = Path("node.toml")
     return here.resolve() if here.is_file() else PACKAGED_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Settings that a running node has checked and laid down for its processes, and the file they came from."""
+
+    source: Path
+    version: int
+    values: dict[str, Any]
+
+
+def read_snapshot(path: Path) -> Snapshot | None:
+    """Read a snapshot; ``None`` when ``path`` is an ordinary settings file.
+
+    Raises
+    ------
+    SettingsError
+        The snapshot cannot be read.
+    """
+    if path.suffix != ".json":
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Snapshot(Path(content["source"]), content["version"], content["values"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SettingsError([f"{path}: is not the snapshot of a running node"]) from None
 
 
 def read_values(source: Path, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:

@@ -75,6 +75,12 @@ class Spool:
         """Make the folders."""
         for name in _FOLDERS:
             self._make_folder(self._folder / name)
+        shelves = [self._folder / OBJECTS / f"{number:02x}" for number in range(256)]
+        missing = [shelf for shelf in shelves if not shelf.is_dir()]
+        for shelf in missing:  # now, not while a sender waits for its first image on each
+            shelf.mkdir(exist_ok=True, mode=0o750)
+        if missing:
+            _sync_folder(self._folder / OBJECTS)
 
     def has_room(self) -> bool:
         """Whether the free space is above the floor of the settings."""
@@ -121,6 +127,10 @@ class Spool:
     def read(self, path: str) -> bytes:
         """Read a file by its relative path."""
         return self._inside(self._folder / path).read_bytes()
+
+    def delete(self, path: str) -> None:
+        """Delete a file by its relative path; one that is gone already is no fault."""
+        self._inside(self._folder / path).unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at a relative path."""

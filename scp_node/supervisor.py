@@ -1,5 +1,7 @@
 """Starts the node's processes, starts them again when they fail, and stops them cleanly; holds nothing heavy.
 
+On SIGHUP it reads the settings again and tells the processes that need them.
+
 The kernel kills its children when it dies itself, so nothing of a killed node goes on running beside the next.
 """
 
@@ -13,14 +15,19 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
 
-from scp_node.ledger.engine import has_tables, make_engine, schema_is_current
+from scp_node.counters import forget_counters
+from scp_node.ledger.arrivals import Arrivals, LedgerUnavailableError, Note
+from scp_node.ledger.engine import has_tables, make_engine, schema_is_current, wait_for_database
+from scp_node.ledger.states import EventKind
+from scp_node.reload import EXIT_RELOAD, Signals, changed, effect, read_again, refuse, write_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from scp_node.settings import Settings
@@ -38,7 +45,13 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Service:
-    """One process that has to run, and how it fared."""
+    """One process that has to run, and how it fared.
+
+    Attributes
+    ----------
+    essential
+        Whether the node stops when it cannot be kept running; others are started again for ever, and stopped last.
+    """
 
     name: str
     command: Sequence[str]
@@ -47,6 +60,7 @@ class Service:
     start_again_at: float = 0.0
     pause_s: float = _FIRST_PAUSE_S
     crashes: deque[float] = field(default_factory=lambda: deque(maxlen=CRASHES_A_MINUTE))
+    essential: bool = True
 
     def start(self, now: float) -> None:
         """Start the process."""
@@ -63,6 +77,14 @@ class Service:
             The node's exit code when going on makes no sense; ``None``: start again at :attr:`start_again_at`.
         """
         self.process = None
+        if code in (EXIT_RELOAD, -signal.SIGHUP):  # the latter: it was told before it could listen
+            log.info("A process is started again with other settings.", name=self.name)
+            self.start_again_at = now
+            return None
+        if not self.essential:
+            log.error("A process ended that the node can do without; it is tried again.", name=self.name, code=code)
+            self.start_again_at = now + (_LONGEST_PAUSE_S if code == EXIT_CANNOT_START else _FIRST_PAUSE_S)
+            return None
         if code == EXIT_CANNOT_START:
             log.error("A process cannot start as the node is set up; stopping.", name=self.name)
             return EXIT_CANNOT_START
@@ -86,26 +108,103 @@ def run(settings: Settings, config_path: Path) -> int:
     settings
         Already checked.
     config_path
-        The file they came from: each process reads it anew.
+        The file they came from, which SIGHUP has read again.
 
     Returns
     -------
     int
         0 stopped as asked, 1 a process kept failing, 78 the node cannot start as it is set up.
     """
-    stop = threading.Event()
-    before = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    signals = Signals()
     try:
+        if not wait_for_database(settings.database_url, signals.stop.wait):
+            return 0
         problem = _prepare_database(settings, config_path)
         if problem is not None:
             log.error(problem)
             return EXIT_CANNOT_START
-        services = [Service(name, command_of(name, config_path)) for name in ("listen", "work")]
+        node = _Node(settings, config_path)
+        node.start()
         longest_drain_s = max(settings.worker.drain_s, settings.network.drain_s)
-        return supervise(services, stop, stop_within_s=longest_drain_s + _GRACE_S)
+        within_s = longest_drain_s + _GRACE_S
+        code = supervise(
+            node.services,
+            signals.stop,
+            stop_within_s=within_s,
+            each_turn=lambda: node.read_again() if signals.take_hangup() else None,
+            before_the_last=node.stopped,
+        )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return code
+
+
+class _Node:
+    """The running node: its settings in force, and the processes that they ask for."""
+
+    def __init__(self, settings: Settings, config_path: Path) -> None:
+        self.services: list[Service] = []
+        self._settings = settings
+        self._config_path = config_path
+        self._version = 1
+
+    def start(self) -> None:
+        """Lay the settings down for the processes, and say in the ledger that the node starts."""
+        forget_counters(self._settings.counters_folder)
+        snapshot = write_snapshot(self._settings, self._version)
+        self.services = [Service(name, command_of(name, snapshot)) for name in ("listen", "work")]
+        self._watch(snapshot)
+        self._note(EventKind.NODE_STARTED, f"The node starts, version {version('nodule-node')}.")
+
+    def stopped(self) -> None:
+        """Say in the ledger that the node stopped."""
+        self._note(EventKind.NODE_STOPPED, "The node stopped: it was asked to, or a process kept failing.")
+
+    def read_again(self) -> None:
+        """Take up the settings file as it is now, or keep the settings when it has any fault."""
+        new = read_again(self._settings, self._config_path)
+        if isinstance(new, tuple):
+            refuse(new)
+            self._note(EventKind.SETTINGS_REFUSED, f"The settings were read again and refused: {'; '.join(new)}")
+            return
+        sections = changed(self._settings, new)
+        self._version += 1
+        self._settings = new
+        snapshot = write_snapshot(new, self._version)
+        log.info("Settings taken up", version=self._version, changed=sorted(sections))
+        names = ", ".join(sorted(sections)) or "nothing"
+        self._note(
+            EventKind.SETTINGS_CHANGED, f"Settings were read again, version {self._version}; changed: {names}."
+        )
+        for service in self.services:
+            if effect(service.name, sections) != "nothing":
+                _signal(service, signal.SIGHUP)
+        self._watch(snapshot)
+
+    def _watch(self, snapshot: Path) -> None:
+        """Have the process that others look at exactly when something is to be seen there."""
+        wanted = self._settings.metrics.port or self._settings.audit.file or self._settings.audit.syslog
+        running = [service for service in self.services if service.name == "metrics"]
+        if wanted and not running:
+            self.services.append(Service("metrics", command_of("metrics", snapshot), essential=False))
+        if not wanted:
+            _stop_all(running, _GRACE_S)
+            self.services[:] = [service for service in self.services if service.name != "metrics"]
+
+    def _note(self, kind: EventKind, text: str) -> None:
+        engine = make_engine(self._settings.database_url)
+        try:
+            Arrivals(engine).note([Note(kind, text)], time.time())
+        except LedgerUnavailableError:
+            log.warning("This could not be noted: the database is not available.", kind=kind.value)
+        finally:
+            engine.dispose()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def command_of(name: str, config_path: Path) -> tuple[str, ...]:
@@ -120,13 +219,22 @@ def supervise(
     *,
     stop_within_s: float,
     clock: Callable[[], float] = time.monotonic,
+    each_turn: Callable[[], None] = _nothing,
+    before_the_last: Callable[[], None] = _nothing,
 ) -> int:
-    """Keep services running until ``stop`` is set; give the node's exit code."""
+    """Keep services running until ``stop`` is set; give the node's exit code.
+
+    ``each_turn`` is called some times a second, ``before_the_last`` between the end of the essential services and
+    that of the others, which still see what it does.
+    """
     outcome: int | None = None
     while outcome is None and not stop.is_set():
+        each_turn()
         outcome = _look_after(services, clock())
         stop.wait(_POLL_S)
-    _stop_all(services, stop_within_s)
+    _stop_all([service for service in services if service.essential], stop_within_s)
+    before_the_last()
+    _stop_all([service for service in services if not service.essential], _GRACE_S)
     return outcome or 0
 
 
@@ -142,7 +250,7 @@ def _look_after(services: Sequence[Service], now: float) -> int | None:
     return None
 
 
-def _stop_all(services: Sequence[Service], within_s: float) -> None:
+def _stop_all(services: Iterable[Service], within_s: float) -> None:
     """Ask all to stop, wait, and kill who does not: that must always be safe."""
     running = [service for service in services if service.process is not None]
     for service in running:

@@ -7,6 +7,7 @@ Everything heavy happens in the children of ``scp_node.children``; the workflow 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,13 +24,16 @@ from scp_node.ledger.outbox import NewReport, Outbox
 from scp_node.ledger.states import StudyState
 from scp_node.ledger.steps import Steps
 from scp_node.ledger.studies import ImageFile, Studies
+from scp_node.readiness import Counts
 from sr_writer.record import NodeIdentity, ReportRecord, SrForm, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from pipeline.selection import SeriesVerdict
     from scp_node.children import Cancelled, Reader, SeriesDetector
+    from scp_node.ledger.proofs import Proofs
     from scp_node.ports import Clock
     from scp_node.settings import Destination, Settings
 
@@ -77,6 +81,7 @@ class Work:
         settings: Settings,
         *,
         studies: Studies,
+        proofs: Proofs,
         outbox: Outbox,
         steps: Steps,
         reader: Reader,
@@ -86,6 +91,7 @@ class Work:
     ) -> None:
         self._settings = settings
         self._studies = studies
+        self._proofs = proofs
         self._outbox = outbox
         self._steps = steps
         self._reader = reader
@@ -96,20 +102,29 @@ class Work:
     def decide(self, run: Run, cancelled: Cancelled) -> NextRun:
         """Rank the study's series; give the first one to analyse, or end the revision here."""
         self._studies.begin(run.study_uid, run.revision, now=self._clock.now())
-        images = self._studies.images(run.study_uid)
         kept = self._steps.once(
             run.key("decide"),
-            lambda: self._decision(images, cancelled),
+            lambda: self._decision(run, cancelled),
             lambda connection, value: studies.record_decision(connection, run.study_uid, _by_series(value)),
         )
         if "failure" in kept:
             self._finish(run, StudyState.FAILED, [Code.INTERNAL_BUG], kept["failure"])
+            return NextRun()
+        before = self._ended_before(run, kept)
+        if before is not None:
+            text = "Images came again in another encoding, and nothing else: the report that was made counts."
+            self._finish(run, StudyState(before["state"]), [Code(code) for code in before["codes"]], text)
             return NextRun()
         decision = _decision_of(kept)
         until = self._patience(run, decision)
         if until is not None:
             why = "Slices are missing; the study waits for them once more."
             self._studies.wait_again(run.study_uid, run.revision, until=until, why=why, now=self._clock.now())
+            return NextRun()
+        reported = self._studies.revisions_reported(run.study_uid, before=run.revision)
+        if decision.best_ct is not None and reported >= self._settings.study.max_revisions:
+            exhausted = _Result(_exhausted(run, decision.best_ct, reported), _local_time(kept["decided_at"]))
+            self._report_not_analysed(run, exhausted, cancelled)
             return NextRun()
         if decision.eligible:
             return NextRun(decision.eligible[0].series_uid)
@@ -150,11 +165,41 @@ class Work:
         """End a revision whose run broke off for good; nothing when it ended otherwise."""
         self._finish(run, StudyState.FAILED, [code], how)
 
-    def _decision(self, images: Sequence[ImageFile], cancelled: Cancelled) -> dict[str, Any]:
+    def _decision(self, run: Run, cancelled: Cancelled) -> dict[str, Any]:
+        self._compare_versions(run, cancelled)
+        images = self._studies.images(run.study_uid)
         decision = self._twice(lambda: self._reader.decide(self._paths(images), cancelled))
         if isinstance(decision, ChildFailure):
             return {"failure": f"The images' headers could not be read: {decision.text}."}
-        return {"decision": json.loads(decision.to_json()), "decided_at": self._clock.now()}
+        return {
+            "decision": json.loads(decision.to_json()),
+            "decided_at": self._clock.now(),
+            "images": _fingerprint(images),
+        }
+
+    def _compare_versions(self, run: Run, cancelled: Cancelled) -> None:
+        """Find out which of the images that came again differ in their encoding alone (decision 0107)."""
+        new = self._studies.new_versions(run.study_uid)
+        if not new:
+            return
+        folder = self._settings.storage.folder
+        pairs = [(folder / version.earlier_path, folder / version.path) for version in new]
+        same = self._reader.same_content(pairs, cancelled)
+        if isinstance(same, ChildFailure):
+            return  # then they count as changed
+        for version, alike in zip(new, same, strict=True):
+            self._studies.keep_content(version.row, version.earlier_content if alike else version.sha256)
+
+    def _ended_before(self, run: Run, kept: dict[str, Any]) -> dict[str, Any] | None:
+        """Give how the last reported revision ended when it consisted of the same images."""
+        last = self._studies.last_reported(run.study_uid, before=run.revision)
+        if last is None:
+            return None
+        earlier = replace(run, revision=last)
+        decided, ended = (self._steps.outcome(earlier.key(step)) for step in ("decide", "end"))
+        same = decided is not None and decided.get("images", "") == kept.get("images")
+        told = ended is not None and ended["state"] in (StudyState.REPORTED, StudyState.NOT_ANALYSED)
+        return dict(ended) if same and told else None
 
     def _patience(self, run: Run, decision: Decision) -> float | None:
         """Say until when missing slices are waited for; ``None`` when the decision counts."""
@@ -193,8 +238,8 @@ class Work:
         return Refusal(code, f"Series {series_uid}: {answer.text}{where}, {CHILD_TRIES} times.")
 
     def _completed(self, run: Run, series_uid: str, images: Sequence[ImageFile], analysis: Analysis) -> Analysis:
-        more = []
-        changed = sum(image.version > 1 for image in images)
+        more = list(self._incomplete(run, series_uid))
+        changed = sum(image.changed for image in images)
         if changed:
             text = f"{changed} images arrived again with other content; the newest were used."
             more.append(Notice(Code.INSTANCE_CHANGED, text))
@@ -208,6 +253,18 @@ class Work:
             series_instance_uid=series_uid,
             notices=(*analysis.notices, *more),
         )
+
+    def _incomplete(self, run: Run, series_uid: str) -> Iterable[Notice]:
+        """Warn of images that are known to exist, or that came while the others were analysed."""
+        counts, text = self._proofs.speaks_of(run.study_uid)
+        if counts is Counts.MORE and series_uid in text:
+            yield Notice(Code.TIMED_OUT_INCOMPLETE, text)
+        if self._studies.state(run.study_uid) not in {
+            (StudyState.ANALYSING, run.revision),
+            (StudyState.QUEUED, run.revision),
+        }:
+            text = "Images arrived while this series was analysed; they are not part of it."
+            yield Notice(Code.LATE_IMAGES, text)
 
     def _wants_another(self, last: _Result | Refusal) -> bool:
         if self._settings.study.series == "all":
@@ -304,16 +361,14 @@ class Work:
             "study_uid": run.study_uid,
             "series_uid": record.image_series_instance_uid,
             "revision": run.revision,
+            "whole_study": self._settings.study.series == "best",
         }
 
     def _finish(self, run: Run, state: StudyState, codes: Sequence[Code], text: str) -> None:
+        values = list(dict.fromkeys(code.value for code in codes))
+        self._steps.once(run.key("end"), lambda: {"state": state.value, "codes": values})
         won = self._studies.finish(
-            run.study_uid,
-            run.revision,
-            state=state,
-            codes=[code.value for code in codes],
-            text=text,
-            now=self._clock.now(),
+            run.study_uid, run.revision, state=state, codes=values, text=text, now=self._clock.now()
         )
         if won:
             log.info("Study finished", study=run.study_uid, revision=run.revision, state=state.value, why=text)
@@ -352,6 +407,22 @@ def _refused(run: Run, decision: Decision) -> Analysis:
     if best is None or best.refusal is None:
         return Analysis(run.study_uid, "", Outcome.NOT_ANALYSED, reason=decision.refusal)
     return Analysis(run.study_uid, best.series_uid, Outcome.NOT_ANALYSED, reason=best.refusal, notices=best.notices)
+
+
+def _exhausted(run: Run, best: SeriesVerdict, reports: int) -> Analysis:
+    """Give the last analysis of a study that changed too often: it says that nobody looks any more."""
+    text = (
+        f"The study changed again after {reports} reports; the earlier reports do not speak of the images as they "
+        "are now. Ask for a new analysis by hand."
+    )
+    reason = Refusal(Code.TOO_MANY_REVISIONS, text)
+    return Analysis(run.study_uid, best.series_uid, Outcome.NOT_ANALYSED, reason=reason)
+
+
+def _fingerprint(images: Sequence[ImageFile]) -> str:
+    """Name a set of images by what they hold, not by how they are encoded."""
+    lines = sorted(f"{image.sop_instance_uid} {image.content}" for image in images)
+    return hashlib.sha256("\n".join(lines).encode("ascii", "replace")).hexdigest()
 
 
 def _decision_of(kept: dict[str, Any]) -> Decision:

@@ -12,10 +12,9 @@ import math
 import os
 import random
 import secrets
-import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -32,13 +31,27 @@ from scp_node.children import RunCancelledError, TransientFaultError
 from scp_node.clock import SystemClock
 from scp_node.deliver import Deliveries
 from scp_node.detector_process import DetectorClient
-from scp_node.ledger.engine import make_engine, schema_is_current, upgrade
+from scp_node.ledger.destinations import Destinations
+from scp_node.ledger.engine import (
+    UNREACHABLE,
+    DatabaseClock,
+    make_engine,
+    schema_is_current,
+    upgrade,
+    wait_for_database,
+)
 from scp_node.ledger.outbox import Outbox, RetryPolicy
+from scp_node.ledger.proofs import Proofs
+from scp_node.ledger.retention import Retention
 from scp_node.ledger.steps import Leases, Steps
 from scp_node.ledger.studies import Studies
-from scp_node.network.sender import DicomArchive
+from scp_node.network.commitment import ProvingArchive
+from scp_node.network.query import DicomCatalogue
 from scp_node.reader_process import ReaderClient
 from scp_node.readiness import LookAgainAt, NoCt, Ready, readiness
+from scp_node.reload import EXIT_RELOAD, Signals, take_up
+from scp_node.spool import Spool
+from scp_node.wholeness import Prover
 from scp_node.work import Run, Work
 from sr_writer.record import NodeIdentity
 
@@ -48,6 +61,7 @@ if TYPE_CHECKING:
     from dbos import DBOSConfig, EnqueueOptions, WorkflowStatus
 
     from scp_node.children import Cancelled
+    from scp_node.ledger.studies import StudyAtWork
     from scp_node.ports import Clock
     from scp_node.settings import Settings
 
@@ -58,8 +72,11 @@ EXIT_CANNOT_START = 78
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 BROKEN_OFF = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 _SWEEP_EVERY_S = 5.0
+_DRAIN_POLL_S = 0.2
+_ENGINE_STOPS_S = 15.0
 _CLEAN_EVERY_S = 3600.0
 _CLEAN_AT_ONCE = 100
+_DAY_S = 86400.0
 _MAY_PASS = (TransientFaultError, sa.exc.OperationalError, sa.exc.InterfaceError)
 _PATIENT_STEP: dict[str, Any] = {
     "retries_allowed": True,
@@ -100,36 +117,84 @@ def run_worker(settings: Settings) -> int:
         78 when it cannot start: an old schema, or the slot is held by a live worker. A worker that started
         leaves by ``os._exit``: 0 after a drain, 75 when its lease was taken away.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signals = Signals()
+    stop = signals.stop
+    if not wait_for_database(settings.database_url, stop.wait):
+        return 0
     engine = make_engine(settings.database_url)
     if not schema_is_current(engine):
         log.error("The database has another schema than this version; run 'nodule-node db upgrade'.")
         return EXIT_CANNOT_START
-    slot = Slot(settings, Leases(engine), SystemClock())
+    slot = Slot(settings, Leases(engine), DatabaseClock(engine))
+    log.info("Worker waits for the slot", slot=slot.name)
     if not slot.take(stop):
+        if stop.is_set():
+            log.info("Stopped while waiting for the slot.", slot=slot.name)
+            return 0
         log.error("The slot is held by a live worker; give this one another worker.slot.", slot=slot.name)
         return EXIT_CANNOT_START
     slot.keep()
     runs = Runs(settings, engine)
     runs.renew_deadlines(slot.name)
-    work, deliveries = _use_cases(settings, engine, runs)
+    patient = make_engine(settings.database_url, reconnect_s=settings.worker.database_retry_s)
+    work, deliveries = _use_cases(settings, patient, runs)
     if not _launch(settings, work, deliveries, runs):
         slot.release()
         return EXIT_CANNOT_START
     runs.warn_of_other_versions()
     slot.reaps_for = runs
     scheduler = Scheduler(settings, engine, runs, work, deliveries)
-    scheduling = threading.Thread(target=scheduler.loop, args=(stop,), name="scheduler", daemon=True)
+    enough = threading.Event()
+    scheduling = threading.Thread(target=scheduler.loop, args=(enough,), name="scheduler", daemon=True)
     scheduling.start()
-    log.info("Worker ready", slot=slot.name)
-    stop.wait()
-    log.info("Worker stops", drain_s=settings.worker.drain_s)
+    log.info("Worker ready", slot=slot.name, settings=settings.version)
+    proving = threading.Thread(target=_prover(settings, engine).loop, args=(enough,), name="prover", daemon=True)
+    proving.start()
+    outcome = _until_told(settings, signals)
+    enough.set()
     scheduling.join()
-    DBOS.destroy(workflow_completion_timeout_sec=math.ceil(settings.worker.drain_s))
+    _forgive(slot.name, engine, runs)
+    _drain(settings, stop)
     slot.release()
-    return _leave(0)
+    return _leave(0 if stop.is_set() else outcome)
+
+
+def _until_told(settings: Settings, signals: Signals) -> int:
+    """Wait until somebody asks us to stop, or other settings need a new process; give the exit code."""
+    running = settings
+    while signals.wait() == "reload":
+        running, following = take_up("work", running, settings.snapshot)
+        if following == "restart":
+            return EXIT_RELOAD
+    return 0
+
+
+def _forgive(slot: str, engine: sa.Engine, runs: Runs) -> None:
+    """Let a planned stop not count as a failed start of what is at work now."""
+    try:
+        Steps(engine, executor=slot, clock=SystemClock(), retry_s=0.0).forgive()
+        runs.forgive(slot)
+    except sa.exc.DBAPIError as fault:  # then it counts, as a crash does
+        log.warning("The planned stop could not be written down.", why=type(fault).__name__)
+
+
+def _drain(settings: Settings, stop: threading.Event) -> None:
+    """Take no new work, and let what is at work end: for ``worker.drain_s`` when we are to stop, else at its pace.
+
+    A run that was begun is finished with the settings it was begun with, as far as it lies with this process.
+    """
+    limit_s = settings.worker.drain_s if stop.is_set() else settings.worker.run_timeout_s
+    log.info("Worker stops", drain_s=limit_s)
+    ending = threading.Thread(
+        target=DBOS.destroy,
+        kwargs={"workflow_completion_timeout_sec": math.ceil(limit_s)},
+        name="drain",
+        daemon=True,
+    )
+    ending.start()
+    while ending.is_alive() and not stop.wait(_DRAIN_POLL_S):
+        pass
+    ending.join(settings.worker.drain_s + _ENGINE_STOPS_S)
 
 
 class Slot:
@@ -145,7 +210,7 @@ class Slot:
         self._released = threading.Event()
 
     def take(self, stop: threading.Event) -> bool:
-        """Take the slot; wait for the end of a dead process's lease, ``False`` when somebody renews it."""
+        """Take the slot, once a dead process's lease has ended; ``False`` on stop, and when somebody renews it."""
         held = self._leases.holder(self.name)
         while not self._leases.take(self.name, self._boot, now=self._clock.now(), lease_s=self._lease_s):
             holder = self._leases.holder(self.name)
@@ -179,6 +244,8 @@ class Slot:
                     _leave(EXIT_LEASE_LOST)
                 if self.reaps_for is not None and now - beaten_since >= self._lease_s + self._beat_s:
                     self._reap(self.reaps_for)
+            except UNREACHABLE as fault:
+                log.warning("The database cannot be reached; no heartbeat.", kind=type(fault).__name__)
             except Exception:
                 log.exception("A heartbeat failed; the next one follows.")
 
@@ -244,10 +311,13 @@ class Runs:
         return f"{run.study_uid}:{series_uid}:{run.revision}:{self._weights}"
 
     def cancelled(self, run_id: str) -> Cancelled:
-        """Give a question that asks whether a run was cancelled, or its time ran out."""
+        """Give a question that asks whether a run was cancelled, or its time ran out; a database away says no."""
 
         def ask() -> bool:
-            runs = self._client.list_workflows(workflow_ids=[run_id], load_input=False, load_output=False)
+            try:
+                runs = self._client.list_workflows(workflow_ids=[run_id], load_input=False, load_output=False)
+            except UNREACHABLE:
+                return False
             return any(run.status == "CANCELLED" for run in runs)
 
         return ask
@@ -284,6 +354,30 @@ class Runs:
         with database.engine.begin() as connection:
             return connection.execute(of_executor.values(workflow_deadline_epoch_ms=None)).rowcount
 
+    def forgive(self, executor: str) -> int:
+        """Take back the start of an executor's unfinished runs: it is stopped as planned, and nothing failed.
+
+        The engine counts every start of a run; what is started ``worker.max_starts`` times is given up.
+        """
+        run = self._client._sys_db.tables.workflow_status
+        started = run.update().where(
+            run.c.executor_id == executor, run.c.status == "PENDING", run.c.recovery_attempts > 0
+        )
+        with self._client._sys_db.engine.begin() as connection:
+            return connection.execute(started.values(recovery_attempts=run.c.recovery_attempts - 1)).rowcount
+
+    def unfinished(self) -> frozenset[tuple[str, int]]:
+        """Give the revisions of studies for which a run exists that the engine will still work on."""
+        return self._revisions(UNFINISHED)
+
+    def given_up(self) -> frozenset[tuple[str, int]]:
+        """Give the revisions of studies of which a run broke off."""
+        return self._revisions(BROKEN_OFF)
+
+    def _revisions(self, statuses: tuple[str, ...]) -> frozenset[tuple[str, int]]:
+        runs = self._client.list_workflows(status=list(statuses), name=["study", "series"], load_output=False)
+        return frozenset((str(arguments[0]), int(arguments[1])) for run in runs if (arguments := _arguments(run)))
+
     def forget_old(self, now: float) -> int:
         """Delete records of runs that finished long ago; what counts stands in the ledger."""
         before = datetime.fromtimestamp(now - self._retention_s, UTC).isoformat()
@@ -317,6 +411,7 @@ class Scheduler:
         self._settings = settings
         self._studies = Studies(engine)
         self._outbox = Outbox(engine)
+        self._retention = Retention(engine)
         self._runs = runs
         self._work = work
         self._deliveries = deliveries
@@ -330,13 +425,18 @@ class Scheduler:
             self._safely(self.start_due_deliveries)
             if sweep.due():
                 self._safely(self.end_broken_runs)
+                self._safely(self.replace_lost_runs)
+                self._safely(self.raise_alarms)
             if clean.due():
                 self._safely(self.forget_old_runs)
+                self._safely(self.delete_old_images)
 
     def _safely(self, look: Callable[[], None]) -> None:
         """Let no failure of one task of the scheduler keep it from the others."""
         try:
             look()
+        except UNREACHABLE as fault:
+            log.warning("The database cannot be reached; the scheduler looks again.", kind=type(fault).__name__)
         except Exception:
             log.exception("The scheduler failed; it looks again.")
 
@@ -346,13 +446,46 @@ class Scheduler:
 
     def forget_old_runs(self) -> None:
         """Delete the engine's records of runs that finished long ago."""
-        self._runs.forget_old(self._clock.now())
+        while self._runs.forget_old(self._clock.now()) == _CLEAN_AT_ONCE:
+            pass
+
+    def delete_old_images(self) -> None:
+        """Delete images whose reports are proven to be delivered, ``storage.keep_days`` later (decision 0119)."""
+        keep_s, now = self._settings.storage.keep_days * _DAY_S, self._clock.now()
+        if not keep_s:
+            return
+        while studies := self._retention.due(keep_s=keep_s, now=now):
+            for study_uid in studies:
+                deleted = self._retention.mark(study_uid, now=now)
+                log.info("Images deleted", study=study_uid, images=deleted)
+            self._finish_deleting()
+        self._finish_deleting()
+
+    def _finish_deleting(self) -> None:
+        spool = Spool(self._settings.storage.folder)
+        for study_uid in self._retention.leaving():
+            self._retention.forget(study_uid, spool.delete)
 
     def take_ready_studies(self) -> None:
         """Claim the studies that are complete and enqueue their runs."""
         now, limits = self._clock.now(), self._settings.study
-        for seen in self._studies.waiting():
-            match readiness(seen.facts, quiet_s=limits.quiet_s, max_wait_s=limits.max_wait_s, now=now):
+        for seen in self._studies.waiting(now=now):
+            answer = readiness(
+                seen.facts,
+                quiet_s=limits.quiet_s,
+                max_wait_s=limits.max_wait_s,
+                gap_wait_s=limits.gap_wait_s,
+                now=now,
+            )
+            match answer:
+                case Ready() if self._studies.revisions_reported(seen.study_uid) > limits.max_revisions:
+                    why = f"The study changed again after {limits.max_revisions} reports; it waits for a person."
+                    code = Code.TOO_MANY_REVISIONS.value
+                    self._studies.close_exhausted(seen, code=code, why=why, now=now)
+                case Ready() if self._retention.has_gone(seen.study_uid):
+                    why = "Images of this study were deleted after their time; send the whole study again."
+                    code = Code.MISSING_SLICES.value
+                    self._studies.close_exhausted(seen, code=code, why=why, now=now)
                 case Ready(why, timed_out):
                     revision = self._studies.claim(seen, why=why, now=now, start=self._starter(timed_out))
                     if revision is not None:
@@ -361,6 +494,35 @@ class Scheduler:
                     self._studies.close_without_ct(seen, codes=[Code.NOT_CT.value], why=why, now=now)
                 case LookAgainAt():
                     pass
+
+    def replace_lost_runs(self) -> None:
+        """Keep every study at work with a run: what lost its run is taken once more, or fails visibly.
+
+        Level-triggered: safe to repeat and to crash in. The studies are listed first, so that a run that ends in
+        between has ended its study too, and nothing is moved.
+        """
+        at_work = self._studies.at_work()
+        if not at_work:
+            return
+        alive = self._runs.unfinished() | self._runs.given_up()  # the latter are ended by end_broken_runs
+        for study in at_work:
+            if (study.study_uid, study.revision) not in alive:
+                self._replace(study)
+
+    def _replace(self, study: StudyAtWork) -> None:
+        if self._studies.runs_lost(study.study_uid) + 1 >= self._settings.worker.max_starts:
+            run = Run(study.study_uid, study.revision)
+            self._work.give_up(run, Code.INTERNAL_BUG, "The run of the study vanished again and again.")
+            return
+        why = f"The run of revision {study.revision} is gone; the study is taken once more."
+        if self._studies.send_back(study.study_uid, study.revision, why=why, now=self._clock.now()):
+            log.error("A run vanished; its study is taken once more.", study=study.study_uid)
+
+    def raise_alarms(self) -> None:
+        """Say, once for each, which studies should have ended long ago."""
+        limit_s = self._settings.study.max_wait_s + self._settings.metrics.alarm_s
+        for study_uid in self._studies.note_overdue(alarm_s=limit_s, now=self._clock.now()):
+            log.error("A study has not ended in time; see 'nodule-node status'.", study=study_uid)
 
     def end_broken_runs(self) -> None:
         """Make visible what the engine gave up: studies end as FAILED, deliveries are tried again later."""
@@ -404,10 +566,16 @@ def weights_id(settings: Settings) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else path.name
 
 
+def delivery_policy(settings: Settings) -> RetryPolicy:
+    """The settings of ``[delivery]`` in the outbox's own type."""
+    values = settings.delivery.model_dump()
+    return RetryPolicy(**{field.name: values[field.name] for field in fields(RetryPolicy)})
+
+
 def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs) -> tuple[Work, Deliveries]:
     clock, limits = SystemClock(), settings.selection.limits()
+    worker = settings.worker
     studies, outbox = Studies(engine), Outbox(engine)
-    worker, delivery = settings.worker, settings.delivery
     steps = Steps(engine, executor=worker.slot, clock=clock, retry_s=worker.database_retry_s)
     reader = ReaderClient(limits, timeout_s=worker.reader_timeout_s, memory_mib=worker.reader_memory_mib)
     detector = DetectorClient(
@@ -422,6 +590,7 @@ def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs) -> tuple[Work,
     work = Work(
         settings,
         studies=studies,
+        proofs=Proofs(engine),
         outbox=outbox,
         steps=steps,
         reader=reader,
@@ -433,14 +602,35 @@ def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs) -> tuple[Work,
         settings,
         studies=studies,
         outbox=outbox,
+        destinations=Destinations(engine),
         steps=steps,
         reader=reader,
-        archive_of=lambda to: DicomArchive(to, settings.node.ae_title, settings.network),
-        policy=RetryPolicy(delivery.retry_s, delivery.jitter, delivery.give_up_s),
+        archive_of=lambda to: ProvingArchive(
+            to,
+            settings.node.ae_title,
+            settings.network,
+            settings.tls,
+            wait_s=settings.delivery.commitment_wait_s,
+        ),
+        policy=delivery_policy(settings),
         clock=clock,
         rng=random.Random(),
     )
     return work, deliveries
+
+
+def _prover(settings: Settings, engine: sa.Engine) -> Prover:
+    worker = settings.worker
+    return Prover(
+        settings,
+        studies=Studies(engine),
+        proofs=Proofs(engine),
+        reader=ReaderClient(
+            settings.selection.limits(), timeout_s=worker.reader_timeout_s, memory_mib=worker.reader_memory_mib
+        ),
+        catalogue_of=lambda to: DicomCatalogue(to, settings.node.ae_title, settings.network, settings.tls),
+        clock=SystemClock(),
+    )
 
 
 def _launch(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) -> bool:

@@ -84,6 +84,18 @@ def placed_images(slices: Sequence[Dataset]) -> tuple[PlacedImage, ...]:
     return tuple(sorted(stack, key=lambda i: (float(np.dot(i.plane.origin_lps_mm, normal)), i.sop_instance_uid)))
 
 
+def analysed_headers(record: ReportRecord, slices: Sequence[Dataset]) -> Sequence[Dataset]:
+    """Keep the headers of the analysed images; all where the record names none, or none of them is there."""
+    analysed = {uid for uid, _ in record.analysed}
+    return [header for header in slices if text_of(header, "SOPInstanceUID") in analysed] or slices
+
+
+def analysed_images(record: ReportRecord, placed: Sequence[PlacedImage]) -> Sequence[PlacedImage]:
+    """Keep the analysed images, or frames; all where the record names none, or none of them has a place."""
+    analysed = frozenset(record.analysed)
+    return [image for image in placed if (image.sop_instance_uid, image.frame_number) in analysed] or placed
+
+
 def reference_header(slices: Sequence[Dataset], placed: Sequence[PlacedImage]) -> Dataset:
     """Choose the header that patient and study come from: the first image along the normal.
 
@@ -112,7 +124,7 @@ def nearest_image(placed: Sequence[PlacedImage], position_lps_mm: Vector) -> Pla
 
 
 def evidence_sequence(record: ReportRecord, slices: Sequence[Dataset]) -> list[Dataset]:
-    """List every image of the series for the Current Requested Procedure Evidence Sequence.
+    """List the images whose headers are given for the Current Requested Procedure Evidence Sequence.
 
     References
     ----------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.domain.finding import Finding
     from pipeline.domain.geometry import Vector
-    from pipeline.domain.result import Analysis
+    from pipeline.domain.result import Analysis, ImageKey
 
 SrForm = Literal["comprehensive3d", "comprehensive"]
 
@@ -32,6 +32,7 @@ SOP_CLASS_UIDS: Mapping[str, str] = {
     "comprehensive": "1.2.840.10008.5.1.4.1.1.88.33",
 }
 SCHEMA = 1
+_LATER = frozenset({"analysed", "offered"})
 MOST_MARKS = 20
 """More marks than this help nobody who reads the report; all findings stay in the ledger."""
 
@@ -105,7 +106,7 @@ class ReportRecord:
     study_instance_uid, image_series_instance_uid
         The analysed images, as received.
     evidence_sha256
-        SHA-256 of their sorted SOP Instance UIDs.
+        SHA-256 of the sorted SOP Instance UIDs of the evidence: the analysed images, else all of the series.
     sr
         ``comprehensive3d`` or ``comprehensive``.
     outcome, reason, notices
@@ -130,6 +131,12 @@ class ReportRecord:
         Whether the images' procedure code is repeated, or the plain code for CT is written.
     site_texts
         Sentences of the site that stand in every report of it.
+    analysed
+        SOP Instance UID, and frame of a multi-frame image, of each analysed image in the order of z; empty when
+        nothing was analysed, and in records of the first release.
+    offered
+        Slices that the series has: its images, those left out included, and those that were filled in;
+        ``None`` as above.
     """
 
     study_instance_uid: str
@@ -152,6 +159,8 @@ class ReportRecord:
     revision_text: str = ""
     copy_procedure: bool = True
     site_texts: tuple[str, ...] = ()
+    analysed: tuple[ImageKey, ...] = ()
+    offered: int | None = None
 
     @property
     def digest(self) -> str:
@@ -180,9 +189,13 @@ class ReportRecord:
         return datetime.fromisoformat(self.finished_at)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the record as values that JSON knows; :meth:`from_json` reads it back to an equal record."""
+        """Give the record as values that JSON knows; :meth:`from_json` reads it back to an equal record.
+
+        What the first release did not know is left out where it says nothing: records of that release keep their
+        digest, and with it the UIDs of the documents that archives hold.
+        """
         document: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA} | asdict(self), allow_nan=False))
-        return document
+        return {key: value for key, value in document.items() if key not in _LATER or value not in ([], None)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ReportRecord:
@@ -207,6 +220,7 @@ class ReportRecord:
         values["site_texts"] = tuple(values["site_texts"])
         values["node"] = NodeIdentity(**values["node"])
         values["predecessors"] = tuple(Predecessor(**p) for p in values["predecessors"])
+        values["analysed"] = tuple((uid, frame) for uid, frame in values.get("analysed", ()))
         return cls(**values)
 
 
@@ -233,7 +247,7 @@ def freeze(
     study_instance_uid
         Of the images, as received, even if malformed: it is the filing key.
     evidence_uids
-        SOP Instance UIDs of all images of the series, in any order.
+        SOP Instance UIDs of all images of the series, in any order: the evidence where nothing was analysed.
     sr
         Which SOP class the destination takes.
     finished_at
@@ -268,11 +282,12 @@ def freeze(
     reported = sorted(analysis.reported, key=lambda finding: -finding.probability)
     series_uid = analysis.series_instance_uid
     known = [mark for old in predecessors if old.image_series_instance_uid == series_uid for mark in old.marks]
-    received, reason = analysis.received, analysis.reason
+    received, reason, coverage = analysis.received, analysis.reason, analysis.coverage
+    evidence = sorted(evidence_uids if coverage is None else {uid for uid, _ in coverage.images})
     return ReportRecord(
         study_instance_uid=study_instance_uid,
         image_series_instance_uid=series_uid,
-        evidence_sha256=hashlib.sha256("\n".join(sorted(evidence_uids)).encode()).hexdigest(),
+        evidence_sha256=hashlib.sha256("\n".join(evidence).encode()).hexdigest(),
         sr=sr,
         outcome=analysis.outcome,
         reason=None if reason is None else Notice(reason.code, plain_text(reason.text)),
@@ -290,6 +305,8 @@ def freeze(
         revision_text=plain_text(revision_text or ""),
         copy_procedure=copy_procedure,
         site_texts=tuple(plain_text(text) for text in site_texts),
+        analysed=() if coverage is None else coverage.images,
+        offered=None if coverage is None else coverage.offered + coverage.filled,
     )
 
 

@@ -13,6 +13,8 @@ from highdicom import sr
 from pipeline.domain.outcome import Outcome
 from sr_writer import codes
 from sr_writer.evidence import (
+    analysed_headers,
+    analysed_images,
     evidence_sequence,
     frame_count,
     image_library,
@@ -51,7 +53,8 @@ def build_report(record: ReportRecord, slices: Sequence[Dataset]) -> Dataset:
     slices
         Headers of all images of the series, in any order, as read and not yet looked at: an element whose value
         nobody asked for still holds its bytes, and those are what the report repeats. Single-frame or
-        multi-frame; without any geometry when the series was not analysed.
+        multi-frame; without any geometry when the series was not analysed. Where the record names the analysed
+        images, evidence and marks refer to those alone.
 
     Returns
     -------
@@ -69,11 +72,12 @@ def build_report(record: ReportRecord, slices: Sequence[Dataset]) -> Dataset:
     """
     if not slices:
         raise ValueError("A report needs the headers of the images it is about.")
-    placed = placed_images(slices)
-    reference = reference_header(slices, placed)
+    evidence = analysed_headers(record, slices)
+    placed = analysed_images(record, placed_images(evidence))
+    reference = reference_header(evidence, placed)
     document = document_header(record, reference, series_description(record))
     document.update(_content(record, placed, reference, frame_count(slices)))
-    document.CurrentRequestedProcedureEvidenceSequence = evidence_sequence(record, slices)
+    document.CurrentRequestedProcedureEvidenceSequence = evidence_sequence(record, evidence)
     return document
 
 
@@ -96,7 +100,7 @@ def comments(record: ReportRecord, images: int, zone: tzinfo | None) -> tuple[st
     record
         The frozen result.
     images
-        How many images the series has, each frame for one.
+        How many images the series has, each frame for one; counts where the record does not know.
     zone
         The time zone of the document.
     """
@@ -197,7 +201,8 @@ def _result(record: ReportRecord) -> list[str]:
 def _coverage(record: ReportRecord, images: int) -> list[str]:
     if record.slices is None or record.extent_z_mm is None:
         return []
-    return [f"Coverage: {record.slices} of {images} slices, {record.extent_z_mm:.0f} mm."]
+    offered = images if record.offered is None else record.offered
+    return [f"Coverage: {record.slices} of {offered} slices, {record.extent_z_mm:.0f} mm."]
 
 
 def _revision(record: ReportRecord, zone: tzinfo | None) -> list[str]:

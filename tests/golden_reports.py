@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from tests.reports import analysis, frozen, not_analysed, written
+from tests.reports import analysis, covering, frozen, not_analysed, written
 
 if TYPE_CHECKING:
     from sr_writer.record import ReportRecord
@@ -20,8 +20,8 @@ FOLDER = Path(__file__).parent / "golden"
 def records() -> dict[str, ReportRecord]:
     """The frozen results, by the name of their golden file."""
     return {
-        "report-findings": frozen(),
-        "report-no-findings": frozen(analysis(())),
+        "report-findings": frozen(covering(analysis())),
+        "report-no-findings": frozen(covering(analysis(()))),
         "report-not-analysed": frozen(not_analysed()),
     }
 

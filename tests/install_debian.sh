@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that some tests use, where that is allowed. Never fails: such tests are skipped without them.
 set -u
-declare -A package_of=([dcmsend]=dcmtk [dciodvfy]=dicom3tools [Orthanc]=orthanc)
+declare -A package_of=([dcmsend]=dcmtk [dciodvfy]=dicom3tools [Orthanc]=orthanc [initdb]=postgresql)
+servers=(/usr/lib/postgresql/*/bin)  # not in anybody's PATH
 missing=()
 for command in "${!package_of[@]}"; do
-  PATH="$PATH:/usr/sbin" command -v "$command" >/dev/null || missing+=("${package_of[$command]}")
+  PATH="$PATH:/usr/sbin:${servers[0]}" command -v "$command" >/dev/null || missing+=("${package_of[$command]}")
 done
 [ "${#missing[@]}" -gt 0 ] || exit 0
 

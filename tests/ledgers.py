@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scp_node.ledger import tables
 from scp_node.ledger.engine import make_engine
-from scp_node.ledger.outbox import NewReport
+from scp_node.ledger.outbox import NewReport, RetryPolicy
 from scp_node.ledger.states import Purpose, StudyState
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def empty_ledger(folder: Path) -> Iterator[sa.Engine]:
-    """A SQLite ledger with all tables and no rows."""
-    engine = make_engine(f"sqlite:///{folder / 'node.sqlite'}")
+def empty_ledger(folder: Path, url: str | None = None) -> Iterator[sa.Engine]:
+    """A ledger with all tables and no rows: a SQLite file in the folder, or another database."""
+    engine = make_engine(url or f"sqlite:///{folder / 'node.sqlite'}")
     tables.metadata.create_all(engine)  # the migrations give the same, but slower
     try:
         yield engine
@@ -84,3 +84,17 @@ def new_report(sop_instance_uid: str = "9.1", **values: Any) -> NewReport:
         "destinations": ("pacs",),
     }
     return NewReport(**(fields | values))
+
+
+def retry_policy(**values: Any) -> RetryPolicy:
+    """Waits of 30 s, no jitter; away after three failures, asked every minute; looked for after 5, 30 and 300 s."""
+    fields: dict[str, Any] = {
+        "retry_s": (30.0,),
+        "jitter": 0.0,
+        "give_up_s": 3600.0,
+        "breaker_failures": 3,
+        "probe_s": 60.0,
+        "verify_after_s": (5.0, 30.0, 300.0),
+        "commitment_timeout_s": 86400.0,
+    }
+    return RetryPolicy(**(fields | values))

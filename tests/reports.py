@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pydicom
 
 from pipeline.domain.finding import Finding, ModelIdentity, OperatingPoint
 from pipeline.domain.outcome import Code, Notice, Outcome, Refusal
-from pipeline.domain.result import Analysis
+from pipeline.domain.result import Analysis, Coverage
 from pipeline.domain.volume import ReceivedGeometry
 from sr_writer.record import NodeIdentity, ReportRecord, freeze
 from sr_writer.report import build_report, encode
@@ -63,6 +64,12 @@ def analysis(
         model=MODEL,
         operating_point=POINT,
     )
+
+
+def covering(of: Analysis, *, series: ChestSeries = SMALL, left_out: int = 0, filled: int = 0) -> Analysis:
+    """The same, saying that all images of the series but the last few were analysed."""
+    images = tuple((uid_of("instance", series.name, k), None) for k in range(series.slices - left_out))
+    return replace(of, coverage=Coverage(images, series.slices, filled))
 
 
 def not_analysed(reason: Refusal = REASON, *, series: ChestSeries = SMALL) -> Analysis:

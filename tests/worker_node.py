@@ -42,6 +42,7 @@ ae_title = "MODALITY"
 {destinations}
 [storage]
 folder = "storage"
+database_url = "{database_url}"
 [study]
 quiet_s = 2.0
 max_wait_s = 60.0
@@ -53,6 +54,7 @@ implementation = "tests.detectors:staged_detector"
 connect_timeout_s = 2.0
 [delivery]
 retry_s = [1.0]
+verify_after_s = [0.5]
 [worker]
 lease_s = {lease_s}
 beat_s = {beat_s}
@@ -95,6 +97,7 @@ class WorkerNode:
     worker: str = "drain_s = 1.0"
     port: int = 11112
     lease_s: float = LEASE_S
+    database_url: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -105,6 +108,7 @@ class WorkerNode:
                 study=self.study,
                 worker=self.worker,
                 lease_s=self.lease_s,
+                database_url=self.database_url,
                 beat_s=BEAT_S,
                 poll_s=POLL_S,
             )
@@ -151,12 +155,13 @@ class WorkerNode:
                 )
             )
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start the worker."""
+    def start(self, slot: str = "worker-0") -> subprocess.Popen[bytes]:
+        """Start a worker."""
         own = [sys.executable, "-m", "scp_node.child", str(os.getpid())]  # it dies with us
         command = [*own, "scp_node.cli.main", "work", "--config", str(self.config)]
         log = (self.folder / "worker.log").open("ab")
         environment = os.environ | {FOLDER_VARIABLE: str(self.folder), "OMP_NUM_THREADS": "1"}
+        environment["NODULE_NODE__WORKER__SLOT"] = slot
         with log:
             process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
         self.processes.append(process)

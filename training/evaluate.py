@@ -19,8 +19,9 @@ from pipeline.domain.geometry import Grid
 from pipeline.domain.limits import SelectionLimits
 from pipeline.domain.outcome import Refusal
 from pipeline.domain.volume import ReceivedGeometry, Volume
-from training.froc import RATES, Annotation, ScoredMark, froc, judge_scan, write_submission
+from training.froc import RATES, Annotation, ScoredMark, froc, judge_scan
 from training.insertion import Brush, NoiseField
+from training.judge_tables import write_submission
 from training.lesions import draw_diameter, draw_kind
 from training.phantom import Phantom, make_phantom
 from training.phantom_files import series_uid, study_uid

@@ -41,4 +41,4 @@ def keep(losses: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     order = torch.argsort(losses.detach(), descending=True, stable=True)
     hard = count // 2
     easy = torch.from_numpy(rng.permutation(count - hard)[: (count - hard) // 2])
-    return torch.cat([order[:hard], order[hard:][easy]])
+    return torch.cat([order[:hard], order[hard:][easy.to(order.device)]])

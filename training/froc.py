@@ -2,13 +2,11 @@
 
 Rules as in the challenge's evaluation script: strict distance, included before excluded findings, at most 100 marks
 a scan with ties at the 101st dropped, linear interpolation. Where the script gives nan or raises (no nodule found),
-this gives 0.
+this gives 0. Reading the tables is ``judge_tables``' business, drawing at random ``bootstrap``'s.
 """
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -69,6 +66,27 @@ class ScanResult:
     doubles: int
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of nodules and marks, all scans together.
+
+    Attributes
+    ----------
+    hits, misses
+        Nodules with and without a mark on them.
+    false_positives
+        Marks on nothing, duplicates each for itself.
+    ignored, double
+        Marks on excluded findings, and surplus marks on nodules.
+    """
+
+    hits: int
+    misses: int
+    false_positives: int
+    ignored: int
+    double: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
     """A free-response curve: false positives a scan and sensitivity, from (0, 0) upwards."""
@@ -76,9 +94,11 @@ class Curve:
     false_per_scan: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
 
-    def at(self, rates: Sequence[float] = RATES) -> NDArray[np.float64]:
+    def at(self, rates: Sequence[float] | NDArray[np.float64] = RATES) -> NDArray[np.float64]:
         """Sensitivity at rates of false positives: linear between points, flat behind the last."""
-        return np.asarray(np.interp(rates, self.false_per_scan, self.sensitivity), np.float64)
+        return np.asarray(
+            np.interp(np.asarray(rates, np.float64), self.false_per_scan, self.sensitivity), np.float64
+        )
 
     @property
     def cpm(self) -> float:
@@ -103,42 +123,109 @@ def judge_scan(
     hits an included one is gone before the excluded are looked at.
     """
     kept = capped(marks)
-    left = set(range(len(kept)))
+    positions = np.array([m.position_mm for m in kept], np.float64).reshape(-1, 3)
+    left = np.ones(len(kept), bool)
     nodules: list[float | None] = []
     doubles = ignored = 0
     for annotation in included:
-        hits = _hits(annotation, kept)
-        left -= set(hits)
+        hits = _hits(annotation, positions)
+        left[hits] = False
         doubles += max(0, len(hits) - 1)
         nodules.append(max((kept[i].probability for i in hits), default=None))
     for annotation in excluded:
-        hit = left.intersection(_hits(annotation, kept))
-        ignored += len(hit)
-        left -= hit
-    return ScanResult(tuple(nodules), tuple(kept[i].probability for i in sorted(left)), ignored, doubles)
+        if not left.any():
+            break
+        hits = [i for i in _hits(annotation, positions) if left[i]]
+        ignored += len(hits)
+        left[hits] = False
+    return ScanResult(tuple(nodules), tuple(kept[i].probability for i in np.flatnonzero(left)), ignored, doubles)
 
 
-def _hits(annotation: Annotation, marks: Sequence[ScoredMark]) -> list[int]:
-    x, y, z = annotation.position_mm
-    hits = []
-    for i, mark in enumerate(marks):
-        mx, my, mz = mark.position_mm
-        if (x - mx) ** 2 + (y - my) ** 2 + (z - mz) ** 2 < annotation.radius_squared:
-            hits.append(i)
-    return hits
+def _hits(annotation: Annotation, positions: NDArray[np.float64]) -> list[int]:
+    """Give the marks strictly within the radius, in double precision and the script's order of sums."""
+    dx, dy, dz = (positions - annotation.position_mm).T
+    return [int(i) for i in np.flatnonzero(dx * dx + dy * dy + dz * dz < annotation.radius_squared)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """All scans' results, ordered so that the curve of any draw of scans is two running sums.
+
+    Attributes
+    ----------
+    found_scan, false_scan
+        For each found nodule and each false mark its scan (place in the list), by falling probability.
+    found_upto, false_upto
+        For each point of the curve how many of them lie at or above its probability. Probabilities at which only
+        false marks come, between others of that kind, are left out: they lie on a horizontal line.
+    nodules
+        Nodules of each scan, the missed ones too.
+    """
+
+    found_scan: NDArray[np.int64]
+    false_scan: NDArray[np.int64]
+    found_upto: NDArray[np.int64]
+    false_upto: NDArray[np.int64]
+    nodules: NDArray[np.int64]
+
+    def curve(self, times: NDArray[np.int64]) -> Curve:
+        """Make the curve of scans that count so many times each; the divisor is their sum.
+
+        A draw without a nodule has sensitivity 0.
+        """
+        scans, nodules = int(times.sum()), int(times @ self.nodules)
+        return Curve(
+            _running(times[self.false_scan])[self.false_upto] / max(scans, 1),
+            _running(times[self.found_scan])[self.found_upto] / max(nodules, 1),
+        )
+
+
+def _running(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+
+def pool(results: Iterable[ScanResult]) -> Pool:
+    """Pool the results of scans, in their order."""
+    judged = list(results)
+    found, found_scan = _by_falling([[p for p in r.nodules if p is not None] for r in judged])
+    false, false_scan = _by_falling([list(r.false_marks) for r in judged])
+    levels = np.unique(np.concatenate([found, false]))[::-1]
+    is_found = np.isin(levels, found)
+    corner = is_found | np.append(is_found[1:], True)
+    points = -levels[corner]
+    return Pool(
+        found_scan=found_scan,
+        false_scan=false_scan,
+        found_upto=np.append(0, np.searchsorted(-found, points, side="right")),
+        false_upto=np.append(0, np.searchsorted(-false, points, side="right")),
+        nodules=np.array([len(r.nodules) for r in judged], np.int64),
+    )
+
+
+def _by_falling(scores: list[list[float]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Order the scores of all scans by falling value; give each one's scan too."""
+    flat = np.array([p for row in scores for p in row], np.float64)
+    scan = np.repeat(np.arange(len(scores)), [len(row) for row in scores])
+    order = np.argsort(-flat, kind="stable")
+    return flat[order], scan[order]
 
 
 def froc(results: Iterable[ScanResult]) -> Curve:
     """Pool scans to a curve; marks of equal probability make one oblique step."""
+    pooled = pool(results)
+    return pooled.curve(np.ones(len(pooled.nodules), np.int64))
+
+
+def counts(results: Iterable[ScanResult]) -> Counts:
+    """Count hits, misses, false positives, ignored and double marks."""
     judged = list(results)
-    found = np.array([p for r in judged for p in r.nodules if p is not None])
-    false = np.array([p for r in judged for p in r.false_marks])
-    total = sum(len(r.nodules) for r in judged)
-    levels = np.unique(np.concatenate([found, false]))[::-1]
-    hits = np.array([(found >= level).sum() for level in levels], np.float64)
-    misses = np.array([(false >= level).sum() for level in levels], np.float64)
-    return Curve(
-        np.concatenate([[0.0], misses / max(len(judged), 1)]), np.concatenate([[0.0], hits / max(total, 1)])
+    found = sum(p is not None for r in judged for p in r.nodules)
+    return Counts(
+        hits=found,
+        misses=sum(len(r.nodules) for r in judged) - found,
+        false_positives=sum(len(r.false_marks) for r in judged),
+        ignored=sum(r.ignored for r in judged),
+        double=sum(r.doubles for r in judged),
     )
 
 
@@ -150,33 +237,3 @@ def judge(
 ) -> dict[str, ScanResult]:
     """Judge the listed series; marks on others are dropped, and a listed one without marks counts."""
     return {uid: judge_scan(included.get(uid, ()), excluded.get(uid, ()), marks.get(uid, ())) for uid in series}
-
-
-def read_annotations(path: Path) -> dict[str, list[Annotation]]:
-    """Read ``seriesuid,coordX,coordY,coordZ,diameter_mm``."""
-    table: dict[str, list[Annotation]] = defaultdict(list)
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            x, y, z = (float(row[f"coord{axis}"]) for axis in "XYZ")
-            table[row["seriesuid"]].append(Annotation((x, y, z), float(row["diameter_mm"])))
-    return dict(table)
-
-
-def read_submission(path: Path) -> dict[str, list[ScoredMark]]:
-    """Read ``seriesuid,coordX,coordY,coordZ,probability``."""
-    table: dict[str, list[ScoredMark]] = defaultdict(list)
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            x, y, z = (float(row[f"coord{axis}"]) for axis in "XYZ")
-            table[row["seriesuid"]].append(ScoredMark((x, y, z), float(row["probability"])))
-    return dict(table)
-
-
-def write_submission(path: Path, marks: Mapping[str, Sequence[ScoredMark]]) -> None:
-    """Write marks as LUNA16 takes them; probabilities in full precision, so that none become equal."""
-    with path.open("w", newline="", encoding="ascii") as file:
-        writer = csv.writer(file)
-        writer.writerow(["seriesuid", "coordX", "coordY", "coordZ", "probability"])
-        for uid, rows in marks.items():
-            for mark in rows:
-                writer.writerow([uid, *(f"{v:.6f}" for v in mark.position_mm), repr(mark.probability)])

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from training.imitators import draw_imitator
 from training.lesions import (
     Kind,
-    Plate,
     Shape,
-    Tube,
+    ball,
     box_around,
-    direction,
     draw_star,
     occupancy,
     offsets_mm,
@@ -35,6 +34,12 @@ AIR_HU = -300.0
 
 LEAST_SEEN = 0.45
 """A nodule that lies in air with less of its volume is not inserted."""
+
+PLAIN_BALLS = 0.15
+"""Part of the nodules that are plain balls."""
+
+BUMPS = 0.2
+"""Part of the imitators that are bumps of the wall."""
 
 FIELD_SHAPE = (72, 128, 128)
 
@@ -147,7 +152,8 @@ class Brush:
             for subsolid ones).
         """
         spiculated = kind == "solid" and diameter_mm > 7 and bool(rng.random() < 0.2)
-        star = draw_star(rng, diameter_mm, spiculated=spiculated)
+        plain = not spiculated and bool(rng.random() < PLAIN_BALLS)
+        star = ball(diameter_mm) if plain else draw_star(rng, diameter_mm, spiculated=spiculated)
         drawn = self._blurred(star, centre_zyx)
         if drawn is None:
             return None
@@ -208,44 +214,32 @@ class Brush:
         return True
 
     def mimic(self, rng: np.random.Generator) -> bool:
-        """Insert a piece of vessel, a branching, a plate, or a bony bump at the wall, at a random place."""
+        """Insert something that is mistaken for a nodule, at a random place in air: see `imitators.py`."""
         margin = 5
         centre = np.array([rng.uniform(margin, n - 1 - margin) for n in self.hu.shape])
         here = float(self.hu[tuple(np.rint(centre).astype(int))])
         if here > -600:
             return False
-        kind = rng.choice(4, p=[0.45, 0.25, 0.2, 0.1])
-        if kind == 3:
+        if rng.random() < BUMPS:
             return self._bump(rng, centre)
         density = float(rng.uniform(-60, 80)) if rng.random() < 0.75 else float(rng.uniform(80, 230))
-        shapes: list[tuple[Shape, NDArray[np.float64]]] = []
-        if kind == 1:
-            radius = float(rng.uniform(0.8, 2.2))
-            for _ in range(3):
-                along, half = direction(rng), float(rng.uniform(6, 12))
-                shift = np.asarray(along) * half * 0.75 / np.asarray(self.spacing_zyx_mm)
-                shapes.append((Tube(along, half, radius), shift))
-        elif kind == 2:
-            plate = Plate(direction(rng), float(rng.uniform(5, 16)), float(rng.uniform(0.4, 1.4)))
-            shapes.append((plate, np.zeros(3)))
-        else:
-            tube = Tube(direction(rng), float(rng.uniform(8, 22)), float(rng.uniform(0.7, 2.6)))
-            shapes.append((tube, np.zeros(3)))
-        return self._lay(rng, centre, shapes, density)
+        spacing = np.asarray(self.spacing_zyx_mm)
+        return self._lay(rng, centre, [(s, shift / spacing) for s, shift in draw_imitator(rng)], density)
 
     def _bump(self, rng: np.random.Generator, centre: NDArray[np.float64]) -> bool:
-        """Lay an end of a rib or of its cartilage against the wall that lies behind or in front of a place."""
-        step = int(rng.choice([-1, 1]))
-        z, y, x = np.rint(centre).astype(int)
-        column = self.hu[z, :, x]
-        while 0 <= y < len(column) and column[y] < -200:
-            y += step
-        if not 0 <= y < len(column):
+        """Lay an end of a rib, of its cartilage or a dome of soft tissue against a wall beside a place."""
+        axis, step = int(rng.choice([1, 1, 2])), int(rng.choice([-1, 1]))
+        at = np.rint(centre).astype(int)
+        while 0 <= at[axis] < self.hu.shape[axis] and self.hu[tuple(at)] < -200:
+            at[axis] += step
+        if not 0 <= at[axis] < self.hu.shape[axis]:
             return False
-        diameter = float(rng.uniform(8, 15))
-        into = float(rng.uniform(0.1, 0.35)) * diameter / self.spacing_zyx_mm[1]
-        place = np.array([z, y + step * into, x], np.float64)
-        return self._lay(rng, place, [(draw_star(rng, diameter), np.zeros(3))], float(rng.uniform(90, 450)))
+        soft_dome = bool(rng.random() < 0.4)
+        diameter = float(rng.uniform(14, 34) if soft_dome else rng.uniform(8, 17))
+        place = at.astype(np.float64)
+        place[axis] += step * float(rng.uniform(0.1, 0.38)) * diameter / self.spacing_zyx_mm[axis]
+        density = float(rng.uniform(-20, 70) if soft_dome else rng.uniform(90, 500))
+        return self._lay(rng, place, [(draw_star(rng, diameter), np.zeros(3))], density)
 
     def _lay(
         self,

@@ -103,6 +103,11 @@ def draw_star(rng: np.random.Generator, diameter_mm: float, *, spiculated: bool 
     return Star(diameter_mm / 2, (stretch[0], stretch[1], stretch[2]), turn, waves, spicules)
 
 
+def ball(diameter_mm: float) -> Star:
+    """Give a plain ball, the nodule of physical phantoms."""
+    return Star(diameter_mm / 2, (1.0, 1.0, 1.0), 0.0, ())
+
+
 @dataclass(frozen=True, slots=True)
 class Tube:
     """A round rod with tapering ends: a vessel piece, or a plugged bronchus. Half length and radius in mm."""

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from training.team import ALONE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from training.team import Team
 
 LAMBDA = 0.5
 """Weight of localisation in equation 4."""
@@ -24,7 +28,14 @@ SGD_WEIGHT_DECAY = 2 * BETA
 
 
 def hybrid_loss(
-    logits: torch.Tensor, box: torch.Tensor, labels: torch.Tensor, target_box: torch.Tensor, weight: float = LAMBDA
+    logits: torch.Tensor,
+    box: torch.Tensor | None,
+    labels: torch.Tensor,
+    target_box: torch.Tensor,
+    weight: float = LAMBDA,
+    *,
+    taking_part: torch.Tensor | None = None,
+    team: Team = ALONE,
 ) -> torch.Tensor:
     """Equation 4 without its last term, which the optimiser's weight decay provides.
 
@@ -33,20 +44,31 @@ def hybrid_loss(
     logits
         ``(n, 2)``: background, nodule.
     box, target_box
-        ``(n, 4)``: T_x, T_y, T_z, T_d, predicted and true (equation 2).
+        ``(n, 4)``: T_x, T_y, T_z, T_d, predicted and true (equation 2); without a prediction (the plain ResNet)
+        equation 1 alone.
     labels
         ``(n,)``: 1 for a nodule.
     weight
         Lambda.
+    taking_part
+        ``(n,)``: 1 for the samples that are the batch of equation 4, 0 for those filtered out; all when ``None``.
+    team
+        Of more processes than one each gets its share; the shares add up to the loss of the global batch.
 
     Notes
     -----
     The localisation term is divided by the number of nodules in the batch, at least 1.
     """
-    classification = functional.cross_entropy(logits.float(), labels.long())
-    nodules = labels > 0
-    difference = functional.smooth_l1_loss(box.float()[nodules], target_box[nodules], reduction="sum")
-    return classification + weight * difference / max(1, int(nodules.sum()))
+    sample = torch.ones(len(labels), device=labels.device) if taking_part is None else taking_part
+    nodule = (labels > 0) * sample
+    samples, nodules = team.total(torch.stack([sample.sum(), nodule.sum()]))
+    entropy = functional.cross_entropy(logits.float(), labels.long(), reduction="none")
+    loss: torch.Tensor = (entropy * sample).sum() / samples
+    if box is None:
+        return loss
+    difference = functional.smooth_l1_loss(box.float(), target_box, reduction="none").sum(1) * nodule
+    loss += weight * difference.sum() / nodules.clamp(min=1)
+    return loss
 
 
 def squared_weights(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
@@ -62,6 +84,7 @@ def dense_loss(
     alpha: float = 0.75,
     gamma: float = 2.0,
     hard_negatives: int = 4000,
+    team: Team = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of stage 1 of recipe ``modern``: focal for the heat map, smooth L1 for centre and size.
 
@@ -77,6 +100,8 @@ def dense_loss(
         Of the focal loss.
     hard_negatives
         Only so many background cells, the worst of the batch, take part.
+    team
+        Of more processes than one each gets its share; the shares add up to the loss of the global batch.
 
     Returns
     -------
@@ -85,13 +110,22 @@ def dense_loss(
     """
     answer = answer.float()
     logits = answer[:, 0]
-    positive, negative = heat == 1, heat == 0
-    count = positive.sum().clamp(min=5).float()
-    entropy = functional.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+    positive, negative = (heat == 1).float(), heat == 0
+    count = team.total(positive.sum()).clamp(min=5)
+    entropy = functional.binary_cross_entropy_with_logits(logits, positive, reduction="none")
     probability = torch.sigmoid(logits)
-    found = (alpha * (1 - probability) ** gamma * entropy)[positive].sum()
-    false = ((1 - alpha) * probability**gamma * entropy)[negative]
-    false = false.topk(min(hard_negatives, false.numel())).values.sum()
-    predicted = answer[:, 1:].movedim(1, -1)[positive]
-    true = shape.movedim(1, -1)[positive].float()
-    return (found + false) / count, functional.smooth_l1_loss(predicted, true, reduction="sum") / count
+    found = (alpha * (1 - probability) ** gamma * entropy * positive).sum()
+    false = torch.where(negative, (1 - alpha) * probability**gamma * entropy, 0.0).flatten()
+    false = _largest(false, hard_negatives, team).sum()
+    away = functional.smooth_l1_loss(answer[:, 1:], shape.float(), reduction="none").sum(1)
+    return (found + false) / count, (away * positive).sum() / count
+
+
+def _largest(values: torch.Tensor, count: int, team: Team) -> torch.Tensor:
+    """Of this process's values those that are among the ``count`` largest of all processes."""
+    own = values.topk(min(count, values.numel())).values
+    if team.size == 1:
+        return own
+    order = torch.argsort(team.joined(own), descending=True, stable=True)[:count]
+    begin = team.rank * len(own)
+    return own[: int(((order >= begin) & (order < begin + len(own))).sum())]

@@ -17,6 +17,8 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
+from training import luna16
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -26,8 +28,6 @@ STUDY_DATE = "20260105"
 STUDY_TIME = "090000"
 INTERCEPT = -1024
 TRUTH_FILE = "truth.json"
-ANNOTATIONS = "annotations.csv"
-COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 
 
 def uid_of(*parts: object) -> str:
@@ -171,26 +171,9 @@ def write_metaimage(phantom: Phantom, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     uid = series_uid(phantom)
-    grid = phantom.grid
-    lines = {
-        "ObjectType": "Image",
-        "NDims": "3",
-        "BinaryData": "True",
-        "BinaryDataByteOrderMSB": "False",
-        "CompressedData": "False",
-        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
-        "Offset": " ".join(f"{v:.6f}" for v in grid.origin_lps_mm),
-        "CenterOfRotation": "0 0 0",
-        "AnatomicalOrientation": "RAI",
-        "ElementSpacing": " ".join(f"{v:.6f}" for v in reversed(grid.spacing_zyx_mm)),
-        "DimSize": " ".join(str(n) for n in reversed(grid.shape_zyx)),
-        "ElementType": "MET_SHORT",
-        "ElementDataFile": f"{uid}.raw",
-    }
-    phantom.hu.astype("<i2").tofile(folder / f"{uid}.raw")
     path = folder / f"{uid}.mhd"
-    path.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()), encoding="ascii")
-    _annotate(phantom, folder / ANNOTATIONS, uid)
+    luna16.write_metaimage(path, phantom.hu, phantom.grid)
+    _annotate(phantom, folder / luna16.ANNOTATIONS, uid)
     return path
 
 
@@ -204,5 +187,5 @@ def _annotate(phantom: Phantom, path: Path, uid: str) -> None:
         rows.append([uid, *(f"{v:.6f}" for v in (*nodule.centre_lps_mm, nodule.diameter_mm))])
     with path.open("w", newline="", encoding="ascii") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(luna16.ANNOTATION_COLUMNS)
         writer.writerows(rows)

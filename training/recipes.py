@@ -74,11 +74,15 @@ class ReductionRecipe:
     ----------
     ship
         Whether the bundle should hold it.
+    network
+        ``resnet-hl``: residual, with the hybrid loss, as the paper's best; ``resnet``: without the regression head;
+        ``deepnet``: without the skips too.
     shared, deep, head, squeeze
         Channels, hidden units of the heads, and squeeze-and-excitation, as in ``ResidualWidths``.
     """
 
     ship: bool = False
+    network: Literal["deepnet", "resnet", "resnet-hl"] = "resnet-hl"
     shared: tuple[int, int, int] = (32, 32, 64)
     deep: tuple[int, int] = (128, 128)
     head: int = 128
@@ -96,12 +100,30 @@ class ReductionRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe."""
+    """A whole recipe.
+
+    Attributes
+    ----------
+    name, seed
+        Of the run.
+    precision
+        Of the forward pass while training; weights, losses and statistics stay float32.
+    threads
+        Of torch on the CPU.
+    device
+        ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+    resident
+        Most scans in memory at a time while patches are cut, 0 for all; more take turns.
+    screening, reduction
+        The stages.
+    """
 
     name: str
     seed: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     threads: int = 2
+    device: str = "auto"
+    resident: int = 0
     screening: ScreeningRecipe = field(default_factory=ScreeningRecipe)
     reduction: ReductionRecipe = field(default_factory=ReductionRecipe)
 

@@ -7,8 +7,8 @@ its marks are too good, which is why a rushed second stage does not pay (decisio
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,51 +17,59 @@ import torch
 from pipeline.detect.box_code import encode
 from pipeline.detect.nets.residual import PATCH, ResidualNet, ResidualWidths
 from pipeline.detect.placement import choose
+from pipeline.detect.resample import PREPROCESSING
 from pipeline.detect.screen import make_screening
 from pipeline.detect.weights import FCN_SCREENING, MODERN_SCREENING
-from training.filtering import keep
+from training.feed import PatchSource, patches
+from training.loop import Course, begin, fit
 from training.losses import hybrid_loss
-from training.runs import (
-    CHECKPOINT_EVERY_S,
-    Average,
-    Clock,
-    Log,
-    learning_rate,
-    make_optimiser,
-    resume,
-    save_checkpoint,
-)
-from training.sampling import SPACING, CandidateSampler, normalise
-from training.scans import load_scans, searchable
-from training.screening import make_network
+from training.runs import Part, mean_over
+from training.sampling import SPACING, CandidateSampler
+from training.scans import searchable
+from training.screening import make_network, taking_part
+from training.team import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.detect.nets.fcn import FCN
     from pipeline.detect.nets.modern import ModernNet
+    from training.loop import Learn
+    from training.pool import Plan
     from training.recipes import Recipe, ReductionRecipe, ScreeningRecipe
     from training.scans import TrainingScan
+    from training.team import Team
 
-CHECKPOINT = "reduction.pt"
+NAME = "reduction"
+CHECKPOINT = f"{NAME}.pt"
 CANDIDATES_A_SCAN = 300
 FLOOR = 0.01
-LARGEST_GRADIENT = 5.0
 SIZE_MM = np.asarray(PATCH) * SPACING
 
 
 def residual_widths(stage: ReductionRecipe) -> ResidualWidths:
-    """Give the network's widths of a recipe."""
-    return ResidualWidths(shared=stage.shared, deep=stage.deep, head=stage.head, squeeze=stage.squeeze)
+    """Give the shape of a recipe's network."""
+    return ResidualWidths(
+        shared=stage.shared,
+        deep=stage.deep,
+        head=stage.head,
+        skips=stage.network != "deepnet",
+        regression=stage.network == "resnet-hl",
+        squeeze=stage.squeeze,
+    )
 
 
 def find_candidates(
-    stage: ScreeningRecipe, weights: Mapping[str, torch.Tensor], scans: Sequence[TrainingScan]
+    stage: ScreeningRecipe,
+    weights: Mapping[str, torch.Tensor],
+    scans: Sequence[TrainingScan],
+    *,
+    device: str = "auto",
 ) -> dict[str, NDArray[np.float64]]:
-    """Search scans with a first stage at a low floor.
+    """Search scans with a first stage at a low floor, on ``device`` as ``detector.device`` of the node's settings.
 
     Returns
     -------
@@ -73,7 +81,7 @@ def find_candidates(
     network.eval()
     base = MODERN_SCREENING if stage.network == "modern" else FCN_SCREENING
     spec = replace(base, widths=stage.widths, neck=stage.neck, floor=FLOOR, cap=CANDIDATES_A_SCAN)
-    screening = make_screening(network, spec, choose("cpu", "auto"))
+    screening = make_screening(network, spec, choose(device, "auto"))
     found = {}
     for scan in scans:
         proposals = screening.candidates(searchable(scan), lambda _: None)
@@ -89,6 +97,9 @@ def train_reduction(
     run: Path,
     *,
     shared_from: Mapping[str, torch.Tensor] | None = None,
+    workers: int = 0,
+    team: Team = ALONE,
+    tensorboard: bool = False,
 ) -> Path:
     """Train stage 2.
 
@@ -104,38 +115,37 @@ def train_reduction(
         Folder for checkpoint and log; an existing checkpoint is continued.
     shared_from
         Weights of the paper's first stage, whose first three convolutions are taken over.
+    workers
+        Processes that make batches ahead, 0 to make them in this one.
+    team
+        Device, and the other processes of the run.
+    tensorboard
+        Whether to write its event files beside the CSV.
 
     Returns
     -------
     Path
         The checkpoint.
+
+    Raises
+    ------
+    UnevenBatchError
+        When the batch cannot be divided among the processes.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
     stage = recipe.reduction
+    part = team.part(stage.batch)
+    course = Course(recipe, stage, run, NAME, tensorboard)
+    begin(course)
     network = ResidualNet(residual_widths(stage))
     if shared_from is not None:
         take_over(network, shared_from)
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average, optimiser, clock = Average(network, stage.average), make_optimiser(stage, network), Clock(stage)
-    path = run / CHECKPOINT
-    resume(path, clock, network, average, optimiser)
-    sampler = CandidateSampler(load_scans(scans, names), candidates, PATCH, recipe.seed)
-    log, saved = Log(run / "reduction.csv"), time.monotonic()
-    while clock.done < 1:
-        rate = learning_rate(stage, clock.step, clock.done)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        values = _step(recipe, network, optimiser, sampler, clock.step)
-        clock.step += 1
-        average.update(network, clock.step)
-        log.add(clock, rate, values)
-        if time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            save_checkpoint(path, recipe, clock, network=network, average=average, optimiser=optimiser)
-            saved = time.monotonic()
-    save_checkpoint(path, recipe, clock, network=network, average=average, optimiser=optimiser)
-    return path
+    sampler = partial(CandidateSampler, candidates=dict(candidates), shape=PATCH, seed=recipe.seed)
+    source = PatchSource(scans, tuple(names), sampler, stage.batch, part, PATCH, recipe.seed, recipe.resident)
+
+    def learn(first: int) -> Learn:
+        return partial(_learn, recipe, team, patches(source, team.device, first, workers))
+
+    return fit(course, network, learn, team)
 
 
 def take_over(network: ResidualNet, screening: Mapping[str, torch.Tensor]) -> None:
@@ -144,37 +154,32 @@ def take_over(network: ResidualNet, screening: Mapping[str, torch.Tensor]) -> No
     network.shared.load_state_dict(shared)
 
 
-def _step(
+def _learn(
     recipe: Recipe,
-    network: ResidualNet,
-    optimiser: torch.optim.Optimizer,
-    sampler: CandidateSampler,
+    team: Team,
+    batches: Iterator[tuple[torch.Tensor, Plan]],
+    network: torch.nn.Module,
     number: int,
-) -> dict[str, float]:
-    """Learn from one batch: the samples that filtering keeps are the batch of equation 4."""
-    network.train()
-    batch = sampler.batch(number, recipe.reduction.batch)
-    x = torch.from_numpy(normalise(batch.hu))[:, None].contiguous(memory_format=torch.channels_last_3d)
-    labels = torch.from_numpy(batch.labels)
-    boxes = torch.from_numpy(box_targets(batch.offsets_mm, batch.diameters_mm))
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-        logits, box = network(x)
+) -> tuple[torch.Tensor, dict[str, Part]]:
+    """Give loss and log of the next batch: the samples that filtering keeps are the batch of equation 4."""
+    hu, plan = next(batches)
+    labels = plan.labels.to(team.device, non_blocking=True)
+    boxes = box_targets(plan.offsets_mm.numpy(), plan.diameters_mm.numpy())
+    x = PREPROCESSING.normalise(hu)[:, None]
+    with torch.autocast(team.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        logits, box = network(x.contiguous(memory_format=torch.channels_last_3d))
     losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    kept = torch.arange(len(labels))
-    if recipe.reduction.filtering:
-        kept = keep(losses, np.random.default_rng([recipe.seed, 5, number]))
-    loss = hybrid_loss(logits[kept], box[kept], labels[kept], boxes[kept])
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
-    optimiser.step()
+    chosen = taking_part(losses, team, [recipe.seed, 5, number] if recipe.reduction.filtering else None)
+    targets = torch.from_numpy(boxes).to(team.device, non_blocking=True)
+    loss = hybrid_loss(logits, box, labels, targets, taking_part=chosen, team=team)
     with torch.no_grad():
         right = (logits.argmax(dim=1) == labels).float()
-    return {
-        "loss": float(loss.detach()),
-        "found": float(right[labels == 1].mean()),
-        "rejected": float(right[labels == 0].mean()),
-    }
+        values = {
+            "loss": Part(loss, torch.full_like(loss, 1 / team.size)),
+            "found": mean_over(right, labels == 1),
+            "rejected": mean_over(right, labels == 0),
+        }
+    return loss, values
 
 
 def box_targets(offsets_mm: NDArray[np.float64], diameters_mm: NDArray[np.float64]) -> NDArray[np.float32]:

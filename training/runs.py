@@ -1,12 +1,14 @@
-"""What both training scripts share: run folder, clock, learning rate, running average, checkpoint and resume."""
+"""What both training scripts share: clock, learning rate, running average, log, checkpoint and resume."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import dataclasses
+import io
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from torch.utils.tensorboard import SummaryWriter
 
     from training.recipes import Recipe, ReductionRecipe, ScreeningRecipe
 
@@ -84,31 +88,106 @@ class Average:
                 mean.copy_(value)
 
 
-class Log:
-    """A line on the screen and a row in ``log.csv`` every so many steps: means since the last one."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process's contribution to a logged value, which is the quotient of both sums.
 
-    def __init__(self, path: Path, every: int = 50) -> None:
+    Attributes
+    ----------
+    total, count
+        Scalars; a count of 0 in all steps of a row makes the value NaN.
+    """
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+
+def mean_over(values: torch.Tensor, chosen: torch.Tensor) -> Part:
+    """Log the mean of some values where ``chosen``."""
+    return Part((values * chosen).sum(), chosen.sum())
+
+
+class Log:
+    """A line on the screen and a row in a CSV every so many steps: means since the last one.
+
+    Columns: step, minutes of training, learning rate, samples a second, then the values of the stage. A resumed run
+    cuts the file back to its checkpoint and goes on as if it had never stopped.
+    """
+
+    def __init__(self, path: Path, every: int = 50, *, tensorboard: bool = False) -> None:
         self.path = path
         self.every = every
-        self.rows: list[dict[str, float]] = []
+        self.sums: dict[str, list[float]] = {}
+        self.samples = 0
+        self.row_s = 0.0
+        self._pending: list[tuple[tuple[str, ...], torch.Tensor]] = []
+        self._folder = path.parent / "tensorboard" if tensorboard else None
+        self._board: SummaryWriter | None = None
 
-    def add(self, clock: Clock, rate: float, values: Mapping[str, float]) -> None:
-        """Take in one step."""
-        self.rows.append(dict(values))
-        if clock.step % self.every and clock.done < 1:
+    def add(self, clock: Clock, rate: float, values: Mapping[str, torch.Tensor], samples: int, done: float) -> None:
+        """Take in one step: for each value its sum and its count, ``(2,)``, on any device."""
+        self._pending.append((tuple(values), torch.stack([v.double() for v in values.values()])))
+        self.samples += samples
+        if clock.step % self.every and done < 1:
             return
-        means = {"step": clock.step, "minutes": round(clock.elapsed_s / 60, 2), "rate": round(rate, 7)}
-        for key in values:
-            known = [row[key] for row in self.rows if not math.isnan(row[key])]
-            means[key] = round(sum(known) / len(known), 5) if known else math.nan
-        self.rows.clear()
-        fresh = not self.path.exists()
+        self._settle()
+        elapsed = clock.elapsed_s
+        row: dict[str, float] = {
+            "step": clock.step,
+            "minutes": round(elapsed / 60, 2),
+            "rate": round(rate, 7),
+            "samples_s": round(self.samples / max(elapsed - self.row_s, 1e-9), 2),
+        }
+        row |= {key: round(total / count, 5) if count else math.nan for key, (total, count) in self.sums.items()}
+        self.sums, self.samples, self.row_s = {}, 0, elapsed
+        self._write(row)
+        progress(" ".join(f"{key} {value:g}" for key, value in row.items()))
+
+    def _settle(self) -> None:
+        """Bring what the device still holds to the host: once a row, so that the device never waits for it."""
+        for keys, sums in self._pending:
+            for key, (total, count) in zip(keys, sums.tolist(), strict=True):
+                known = self.sums.setdefault(key, [0.0, 0.0])
+                known[0] += total
+                known[1] += count
+        self._pending.clear()
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        fresh = not self.path.exists() or self.path.stat().st_size == 0
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(means))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(means)
-        progress(" ".join(f"{key} {value:g}" for key, value in means.items()))
+            file.write(text.getvalue())
+        if self._folder is not None:
+            self._show(row)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(
+                str(self._folder), purge_step=int(row["step"]), filename_suffix=f".{self.path.stem}"
+            )
+        for key, value in row.items():
+            if key != "step" and not math.isnan(value):
+                self._board.add_scalar(f"{self.path.stem}/{key}", value, int(row["step"]))
+        self._board.flush()
+
+    def state(self) -> dict[str, Any]:
+        """Give what a resume needs: the sums of the row that is not yet full, and the file's length."""
+        self._settle()
+        length = self.path.stat().st_size if self.path.exists() else 0
+        return {"sums": dict(self.sums), "samples": self.samples, "row_s": self.row_s, "bytes": length}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Forget all rows after a checkpoint."""
+        self.sums = {key: list(value) for key, value in state["sums"].items()}
+        self.samples, self.row_s = int(state["samples"]), float(state["row_s"])
+        if self.path.exists() and self.path.stat().st_size > state["bytes"]:
+            os.truncate(self.path, state["bytes"])
 
 
 def progress(line: str) -> None:
@@ -124,6 +203,7 @@ def save_checkpoint(
     network: torch.nn.Module,
     average: Average,
     optimiser: torch.optim.Optimizer,
+    log: Log | None = None,
 ) -> None:
     """Write everything a resume needs, aside first, then renamed."""
     state = {
@@ -133,6 +213,8 @@ def save_checkpoint(
         "network": network.state_dict(),
         "average": average.network.state_dict(),
         "optimiser": optimiser.state_dict(),
+        "random": torch.get_rng_state(),
+        "log": log.state() if log is not None else None,
     }
     aside = path.with_suffix(".part")
     torch.save(state, aside)
@@ -140,14 +222,32 @@ def save_checkpoint(
 
 
 def resume(
-    path: Path, clock: Clock, network: torch.nn.Module, average: Average, optimiser: torch.optim.Optimizer
-) -> None:
-    """Go on from a checkpoint, if there is one; the next step is then the one it would have been."""
+    path: Path,
+    clock: Clock,
+    network: torch.nn.Module,
+    average: Average,
+    optimiser: torch.optim.Optimizer,
+    *,
+    log: Log | None = None,
+) -> bool:
+    """Go on from a checkpoint, if there is one; the next step is then the one it would have been.
+
+    Returns
+    -------
+    bool
+        Whether there was one; without it the log of a run killed before its first checkpoint is begun anew.
+    """
     if not path.exists():
-        return
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+        if log is not None:
+            log.path.unlink(missing_ok=True)
+        return False
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     network.load_state_dict(state["network"])
     average.network.load_state_dict(state["average"])
     optimiser.load_state_dict(state["optimiser"])
     clock.step, clock.spent_s = int(state["step"]), float(state["spent_s"])
-    progress(f"resumed {path} at step {clock.step}")
+    if "random" in state:
+        torch.set_rng_state(state["random"])
+    if log is not None and state.get("log") is not None:
+        log.go_on(state["log"])
+    return True

@@ -5,7 +5,7 @@ Crop number i of a seed is always the same crop, so that a run can be resumed ex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline.detect.nets.modern import ModernNet
 from pipeline.detect.resample import PREPROCESSING
+from training.appearance import EXTRA_GRAINS, vary
 from training.insertion import Brush, Look, NoiseField
 from training.lesions import draw_diameter, draw_kind
 
@@ -50,6 +51,10 @@ class Mixture:
     large
         Of the inserted nodules, those of 8 to 30 mm, every ratio of diameters equally likely; the others follow
         LUNA16, where only one in twenty is larger than 19 mm.
+    small
+        Of the inserted nodules, those of 3 to 5.5 mm (subsolid ones from 4 mm).
+    real_mimics
+        Of the real crops, those around a place where a model that never saw the scan marked what is no nodule.
     """
 
     phantoms: float = 0.35
@@ -57,6 +62,8 @@ class Mixture:
     phantom_nodules: float = 0.5
     phantom_mimics: float = 0.3
     large: float = 0.0
+    small: float = 0.0
+    real_mimics: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +101,27 @@ class Crop:
     hu: Array
     nodules: NDArray[np.float64]
     ignored: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """A patch that is drawn and not yet cut: whoever holds the voxels cuts it, on whichever device they lie.
+
+    Attributes
+    ----------
+    scan, turn
+        Where it lies.
+    label
+        1 for a nodule.
+    offset_mm, diameter_mm
+        Nodule centre minus patch centre along z, y, x, and diameter as it appears; 0 and 1 where there is none.
+    """
+
+    scan: TrainingScan
+    turn: Turn
+    label: int
+    offset_mm: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    diameter_mm: float = 1.0
 
 
 def draw_turn(rng: np.random.Generator, centre_zyx: NDArray[np.float64], at_zyx: NDArray[np.float64]) -> Turn:
@@ -149,9 +177,10 @@ class CropSampler:
         self.real = [s for s in scans if not s.is_phantom]
         self.phantoms = [s for s in scans if s.is_phantom]
         self.real_nodules = [(s, row) for s in self.real for row in s.nodules]
+        self.real_mimics = [(s, place) for s in self.real for place in s.mimics]
         rng = np.random.default_rng([seed, 1])
         self.noise = {s.name: NoiseField(rng, s.look.grain_zyx) for s in scans}
-        self.extra = [NoiseField(rng, g) for g in ((0.5,) * 3, (0.8, 0.7, 0.7), (0.9, 1.1, 1.1), (0.3, 0.35, 0.35))]
+        self.extra = [NoiseField(rng, grain) for grain in EXTRA_GRAINS]
 
     def crop(self, number: int) -> Crop:
         """Give crop ``number``."""
@@ -175,12 +204,15 @@ class CropSampler:
             nodules = self._insert(rng, brush, scan, turn, middle=middle, nodules=nodules, ignored=ignored)
         if rng.random() < 0.3:
             self._sham(rng, brush, nodules)
-        return Crop(self._vary(rng, hu, scan), nodules, ignored)
+        return Crop(vary(rng, hu, scan.slice_distance_mm, self.extra), nodules, ignored)
 
     def _real_centre(self, rng: np.random.Generator) -> tuple[TrainingScan, NDArray[np.float64], str]:
         if self.real_nodules and rng.random() < self.mixture.real_nodules:
             scan, row = self.real_nodules[rng.integers(len(self.real_nodules))]
             return scan, row[:3], "elsewhere" if rng.random() < 0.3 else ""
+        if self.real_mimics and rng.random() < self.mixture.real_mimics:
+            scan, centre = self.real_mimics[rng.integers(len(self.real_mimics))]
+            return scan, centre, "elsewhere" if rng.random() < 0.3 else ""
         weight = np.array([1.6 if s.slice_distance_mm < 2 else 1.0 for s in self.real])
         scan = self.real[rng.choice(len(self.real), p=weight / weight.sum())]
         place = PLACES[rng.choice(4, p=[0.35, 0.3, 0.15, 0.2])]
@@ -236,8 +268,7 @@ class CropSampler:
         found = list(nodules)
         for centre in centres:
             kind = draw_kind(rng)
-            at_least = rng.uniform(4, 8) if kind in ("ground-glass", "part-solid") else 3.0
-            diameter = max(self._diameter(rng), at_least)
+            diameter = self._diameter(rng, subsolid=kind in ("ground-glass", "part-solid"))
             place = centre + rng.uniform(-1.5, 1.5, 3) / SPACING
             if self._near(place, diameter / 2 + 5, found) or self._near(place, diameter / 2 + 2, ignored):
                 continue
@@ -246,10 +277,13 @@ class CropSampler:
                 found.append(np.array([*done.centre_zyx, done.diameter_mm]))
         return np.asarray(found, np.float64).reshape(-1, 4)
 
-    def _diameter(self, rng: np.random.Generator) -> float:
-        if self.mixture.large and rng.random() < self.mixture.large:
+    def _diameter(self, rng: np.random.Generator, *, subsolid: bool) -> float:
+        drawn = rng.random()
+        if drawn < self.mixture.large:
             return float(np.exp(rng.uniform(np.log(8), np.log(30))))
-        return draw_diameter(rng)
+        if drawn < self.mixture.large + self.mixture.small:
+            return float(rng.uniform(4.0 if subsolid else 3.0, 5.5))
+        return max(draw_diameter(rng), float(rng.uniform(4, 8)) if subsolid else 3.0)
 
     @staticmethod
     def _near(
@@ -261,36 +295,6 @@ class CropSampler:
         place = np.array([rng.uniform(4, n - 5) for n in self.shape])
         if not self._near(place, 10, nodules):
             brush.sham(rng, place, float(rng.uniform(4, 12)))
-
-    def _vary(self, rng: np.random.Generator, hu: Array, scan: TrainingScan) -> Array:
-        """Vary thickness, sharpness, noise, and the scale of the Hounsfield units."""
-        if scan.slice_distance_mm < 1.6 and rng.random() < 0.3:
-            hu = thicken(hu, phase=int(rng.integers(2)))
-        if rng.random() < 0.45:
-            hu = sharpen(hu, float(rng.uniform(-0.7, 0.8)), in_plane=bool(rng.random() < 0.5))
-        if rng.random() < 0.5:
-            noise = self.extra[rng.integers(len(self.extra))].cut(rng, hu.shape)
-            hu = hu + noise * np.float32(abs(rng.normal(0, 28)))
-        return np.asarray((hu + 1000) * rng.uniform(0.94, 1.06) - 1000 + rng.normal(0, 15), np.float32)
-
-
-def thicken(hu: Array, phase: int) -> Array:
-    """Imitate slices of twice the thickness: pairs are averaged, then interpolated back to the grid."""
-    depth = len(hu)
-    first = np.arange(phase, depth - 1, 2)
-    slabs = (hu[first] + hu[first + 1]) / 2
-    place = np.clip((np.arange(depth) - phase - 0.5) / 2, 0, len(first) - 1)
-    below = np.minimum(np.floor(place).astype(int), len(first) - 2)
-    weight = (place - below).astype(np.float32)[:, None, None]
-    return np.asarray(slabs[below] * (1 - weight) + slabs[below + 1] * weight, np.float32)
-
-
-def sharpen(hu: Array, amount: float, *, in_plane: bool) -> Array:
-    """Blend with a 3-voxel mean, in all directions or along z only; a negative amount sharpens."""
-    volume = torch.from_numpy(hu)[None, None]
-    pad, size = ((1,) * 6, (3, 3, 3)) if in_plane else ((0, 0, 0, 0, 1, 1), (3, 1, 1))
-    mean = functional.avg_pool3d(functional.pad(volume, pad, mode="replicate"), size, 1)
-    return np.asarray((volume + amount * (mean - volume))[0, 0].numpy(), np.float32)
 
 
 def dense_target(crop: Crop) -> tuple[NDArray[np.int8], Array]:
@@ -353,11 +357,16 @@ class PatchSampler:
 
     def batch(self, number: int, size: int) -> tuple[Array, NDArray[np.int64]]:
         """Give batch ``number``: Hounsfield units ``(n, z, y, x)`` and labels ``(n,)``."""
-        rng = np.random.default_rng([self.seed, 3, number])
-        drawn = [self._patch(rng) for _ in range(size)]
-        return np.stack([hu for hu, _ in drawn]), np.asarray([label for _, label in drawn])
+        drawn = self.draws(number, size)
+        hu = [cut(d.scan.hu, d.turn, self.shape) for d in drawn]
+        return np.stack(hu), np.asarray([d.label for d in drawn])
 
-    def _patch(self, rng: np.random.Generator) -> tuple[Array, int]:
+    def draws(self, number: int, size: int) -> list[Draw]:
+        """Draw batch ``number`` without cutting it."""
+        rng = np.random.default_rng([self.seed, 3, number])
+        return [self._patch(rng) for _ in range(size)]
+
+    def _patch(self, rng: np.random.Generator) -> Draw:
         centre_in_crop = (np.asarray(self.shape) - 1) / 2
         kind = int(rng.choice(4, p=[*self.SHARES, 1 - sum(self.SHARES)]))
         if kind == 0 and self.with_nodules:
@@ -365,28 +374,19 @@ class PatchSampler:
             row = scan.nodules[rng.integers(len(scan.nodules))]
             v = rng.standard_normal(3)
             away = v / np.linalg.norm(v) * row[3] / 2 * rng.random() ** (1 / 3)
-            return self._cut(rng, scan, row[:3] + away / SPACING, centre_in_crop), 1
+            return Draw(scan, draw_turn(rng, row[:3] + away / SPACING, centre_in_crop), 1)
         if kind == 3 and self.with_mimics:
             scan = self.with_mimics[rng.integers(len(self.with_mimics))]
             place = scan.mimics[rng.integers(len(scan.mimics))]
-            return self._cut(rng, scan, place, centre_in_crop), 0
+            return Draw(scan, draw_turn(rng, place, centre_in_crop), 0)
         scan = self.scans[rng.integers(len(self.scans))]
         place = self._background(rng, scan, ("pleura", "vessel")[rng.integers(2)] if kind == 2 else "free")
-        return self._cut(rng, scan, place, centre_in_crop), 0
+        return Draw(scan, draw_turn(rng, place, centre_in_crop), 0)
 
     @staticmethod
     def _background(rng: np.random.Generator, scan: TrainingScan, kind: str) -> NDArray[np.float64]:
         rows = next(scan.places[k] for k in (kind, "free", "any") if len(scan.places[k]))
         return np.asarray(rows[rng.integers(len(rows))], np.float64)
-
-    def _cut(
-        self,
-        rng: np.random.Generator,
-        scan: TrainingScan,
-        centre: NDArray[np.float64],
-        at: NDArray[np.float64],
-    ) -> Array:
-        return cut(scan.hu, draw_turn(rng, centre, at), self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -443,18 +443,22 @@ class CandidateSampler:
 
     def batch(self, number: int, size: int) -> PatchBatch:
         """Give batch ``number``."""
-        rng = np.random.default_rng([self.seed, 6, number])
-        count = max(1, round(size * self.NODULES))
-        drawn = [self._nodule(rng) if k < count else self._mimic(rng) for k in range(size)]
+        drawn = self.draws(number, size)
         return PatchBatch(
-            np.stack([d[0] for d in drawn]),
-            np.asarray([1 if k < count else 0 for k in range(size)]),
-            np.stack([d[1] for d in drawn]),
-            np.asarray([d[2] for d in drawn]),
+            np.stack([cut(d.scan.hu, d.turn, self.shape) for d in drawn]),
+            np.asarray([d.label for d in drawn]),
+            np.stack([d.offset_mm for d in drawn]),
+            np.asarray([d.diameter_mm for d in drawn]),
         )
 
-    def _nodule(self, rng: np.random.Generator) -> tuple[Array, NDArray[np.float64], float]:
-        """Cut a nodule: half around candidates on it, half around its centre, shifted within its radius."""
+    def draws(self, number: int, size: int) -> list[Draw]:
+        """Draw batch ``number`` without cutting it."""
+        rng = np.random.default_rng([self.seed, 6, number])
+        count = max(1, round(size * self.NODULES))
+        return [self._nodule(rng) if k < count else self._mimic(rng) for k in range(size)]
+
+    def _nodule(self, rng: np.random.Generator) -> Draw:
+        """Draw a nodule: half around candidates on it, half around its centre, shifted within its radius."""
         if self.on_nodule and rng.random() < 0.5:
             scan, row, centre = self.on_nodule[rng.integers(len(self.on_nodule))]
         else:
@@ -462,19 +466,14 @@ class CandidateSampler:
             v = rng.standard_normal(3)
             reach = min(row[3] / 2, self.LARGEST_SHIFT_MM) * rng.random() ** (1 / 3)
             centre = row[:3] + v / np.linalg.norm(v) * reach / SPACING
-        turn, hu = self._cut(rng, scan, centre)
+        turn = draw_turn(rng, centre, self._middle)
         offset = (turn.to_crop(row[:3]) - self._middle) * SPACING
-        return hu, offset, float(row[3] * turn.scale)
+        return Draw(scan, turn, 1, offset, float(row[3] * turn.scale))
 
-    def _mimic(self, rng: np.random.Generator) -> tuple[Array, NDArray[np.float64], float]:
+    def _mimic(self, rng: np.random.Generator) -> Draw:
         scan, place = self.mimics[rng.integers(len(self.mimics))]
-        _, hu = self._cut(rng, scan, place + rng.uniform(-1.5, 1.5, 3) / SPACING)
-        return hu, np.zeros(3), 1.0
+        return Draw(scan, draw_turn(rng, place + rng.uniform(-1.5, 1.5, 3) / SPACING, self._middle), 0)
 
     @property
     def _middle(self) -> NDArray[np.float64]:
         return (np.asarray(self.shape) - 1) / 2
-
-    def _cut(self, rng: np.random.Generator, scan: TrainingScan, centre: NDArray[np.float64]) -> tuple[Turn, Array]:
-        turn = draw_turn(rng, centre, self._middle)
-        return turn, cut(scan.hu, turn, self.shape)

@@ -22,7 +22,7 @@ from pipeline.lungs import find_lungs
 from training.insertion import Look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from training.phantom import Phantom
 
 UNKNOWN_DIAMETER_MM = 10.0
+LEAST_LUNG_L = 0.1
+"""A scan for training or judging counts as a chest from this lung volume on; test scans are small."""
+
 PLACE_GRID = (2, 4, 4)
 
 
@@ -78,6 +81,12 @@ class TrainingScan:
         ``(n, 3)``: voxel index.
     places
         For each kind of place (free, pleura, vessel, any) voxel indices ``(n, 3)``.
+    grid
+        Where the voxels lie, LPS mm; None for scans that were prepared without it.
+    person
+        Whose scan it is: scans of one person are never divided between training and test.
+    subset
+        LUNA16's fold; -1 for none.
     """
 
     name: str
@@ -88,6 +97,9 @@ class TrainingScan:
     ignored: NDArray[np.float64]
     mimics: NDArray[np.float64]
     places: dict[str, NDArray[np.int16]] = field(default_factory=dict)
+    grid: Grid | None = None
+    person: str = ""
+    subset: int = -1
 
     @property
     def is_phantom(self) -> bool:
@@ -96,7 +108,15 @@ class TrainingScan:
 
 
 def prepare_scan(
-    name: str, hu: NDArray[np.int16], grid: Grid, truth: Truth, blur_mm: float
+    name: str,
+    hu: NDArray[np.int16],
+    grid: Grid,
+    truth: Truth,
+    blur_mm: float,
+    *,
+    person: str = "",
+    subset: int = -1,
+    least_lung_l: float | None = None,
 ) -> TrainingScan | Refusal:
     """Bring a scan to the networks' grid and find where crops pay.
 
@@ -110,13 +130,18 @@ def prepare_scan(
         Nodules, findings to ignore, imitators.
     blur_mm
         In-plane standard deviation of the point spread function.
+    person, subset
+        Whose scan it is, and LUNA16's fold.
+    least_lung_l
+        Lung volume from which it counts as a chest; the node's own limit when None.
 
     Returns
     -------
     TrainingScan or Refusal
         The refusal of the lung segmentation.
     """
-    lungs = find_lungs(hu, grid.spacing_zyx_mm, SelectionLimits())
+    limits = SelectionLimits() if least_lung_l is None else SelectionLimits(min_lung_l=least_lung_l)
+    lungs = find_lungs(hu, grid.spacing_zyx_mm, limits)
     if isinstance(lungs, Refusal):
         return lungs
     prepared = prepare(hu, grid, lungs)
@@ -140,6 +165,9 @@ def prepare_scan(
         ignored=ignored,
         mimics=np.asarray([prepared.grid.lps_to_index(p) for p in truth.mimics], np.float64).reshape(-1, 3),
         places=_places(prepared.hu, inside, np.concatenate([nodules, ignored]), spacing),
+        grid=prepared.grid,
+        person=person or name,
+        subset=subset,
     )
 
 
@@ -221,25 +249,33 @@ def searchable(scan: TrainingScan) -> Prepared:
         raise UnusableScanError(f"{scan.name}: {lungs.text}")
     shape = (scan.hu.shape[0], scan.hu.shape[1], scan.hu.shape[2])
     same = (1.0, 0.0)
-    return Prepared(scan.hu, Grid(shape, spacing, (0.0, 0.0, 0.0)), lungs, (same, same, same), PREPROCESSING)
+    grid = scan.grid or Grid(shape, spacing, (0.0, 0.0, 0.0))
+    return Prepared(scan.hu, grid, lungs, (same, same, same), PREPROCESSING)
 
 
 def save_scan(scan: TrainingScan, folder: Path) -> Path:
-    """Write a scan as ``NAME.npz``."""
+    """Write a scan as ``NAME.npz``, aside first, then renamed: a file that is there is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{scan.name}.npz"
     look = [*scan.look.blur_zyx_mm, scan.look.noise_hu, *scan.look.grain_zyx]
     arrays: dict[str, Any] = {f"place_{kind}": rows for kind, rows in scan.places.items()}
-    np.savez(
-        path,
-        hu=scan.hu,
-        slice_distance_mm=scan.slice_distance_mm,
-        look=np.asarray(look),
-        nodules=scan.nodules,
-        ignored=scan.ignored,
-        mimics=scan.mimics,
-        **arrays,
-    )
+    if scan.grid is not None:
+        arrays |= {"origin": np.asarray(scan.grid.origin_lps_mm), "axes": np.asarray(scan.grid.axes_zyx)}
+    aside = folder / f"{scan.name}.npz.part"
+    with aside.open("wb") as file:
+        np.savez(
+            file,
+            hu=scan.hu,
+            slice_distance_mm=scan.slice_distance_mm,
+            look=np.asarray(look),
+            nodules=scan.nodules,
+            ignored=scan.ignored,
+            mimics=scan.mimics,
+            person=np.asarray(scan.person),
+            subset=scan.subset,
+            **arrays,
+        )
+    aside.replace(path)
     return path
 
 
@@ -256,7 +292,31 @@ def load_scan(path: Path) -> TrainingScan:
             ignored=kept["ignored"],
             mimics=kept["mimics"],
             places={key.removeprefix("place_"): kept[key] for key in kept.files if key.startswith("place_")},
+            grid=_grid(kept) if "origin" in kept.files else None,
+            person=str(kept["person"]) if "person" in kept.files else path.stem,
+            subset=int(kept["subset"]) if "subset" in kept.files else -1,
         )
+
+
+def _grid(kept: Mapping[str, NDArray[Any]]) -> Grid:
+    """Give the grid of a kept scan; its spacing is the networks'."""
+    shape, origin = kept["hu"].shape, [float(v) for v in kept["origin"]]
+    z, y, x = ((float(a[0]), float(a[1]), float(a[2])) for a in kept["axes"])
+    return Grid(
+        (shape[0], shape[1], shape[2]), PREPROCESSING.spacing_zyx_mm, (origin[0], origin[1], origin[2]), (z, y, x)
+    )
+
+
+def person_of(path: Path) -> str:
+    """Tell whose scan a prepared one is, without reading its voxels."""
+    with np.load(path) as kept:
+        return str(kept["person"]) if "person" in kept.files else path.stem
+
+
+def subset_of(path: Path) -> int:
+    """Tell the subset of a prepared scan, without reading its voxels; -1 for none."""
+    with np.load(path) as kept:
+        return int(kept["subset"]) if "subset" in kept.files else -1
 
 
 def load_scans(folder: Path, names: Sequence[str] = ()) -> list[TrainingScan]:

@@ -6,41 +6,37 @@ filtering. Every batch follows from the seed and its number, so an interrupted r
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.multiprocessing
 
 from pipeline.detect.nets.fcn import FCN
 from pipeline.detect.nets.modern import ModernNet
+from pipeline.detect.resample import PREPROCESSING
+from training.feed import PatchSource, feed, patches
 from training.filtering import keep
+from training.loop import Course, begin, fit
 from training.losses import dense_loss
-from training.runs import (
-    CHECKPOINT_EVERY_S,
-    Average,
-    Clock,
-    Log,
-    learning_rate,
-    make_optimiser,
-    resume,
-    save_checkpoint,
-)
+from training.runs import Part, mean_over
 from training.sampling import CropSampler, PatchSampler, dense_target, normalise
 from training.scans import load_scans
+from training.team import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from training.loop import Learn
+    from training.pool import Plan
     from training.recipes import Recipe, ScreeningRecipe
+    from training.team import Team
 
     Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-CHECKPOINT = "screening.pt"
-AHEAD = 6
-LARGEST_GRADIENT = 5.0
+NAME = "screening"
+CHECKPOINT = f"{NAME}.pt"
 
 
 def train_screening(
@@ -51,6 +47,8 @@ def train_screening(
     *,
     workers: int = 1,
     start: Mapping[str, torch.Tensor] | None = None,
+    team: Team = ALONE,
+    tensorboard: bool = False,
 ) -> Path:
     """Train stage 1.
 
@@ -63,44 +61,43 @@ def train_screening(
     run
         Folder for checkpoint and log; an existing checkpoint is continued.
     workers
-        1 to cut crops in a process of their own, 0 to cut them in this one.
+        Processes that make batches ahead, 0 to make them in this one.
     start
         Weights of an earlier run to begin with.
+    team
+        Device, and the other processes of the run.
+    tensorboard
+        Whether to write its event files beside the CSV.
 
     Returns
     -------
     Path
         The checkpoint.
+
+    Raises
+    ------
+    UnevenBatchError
+        When the batch cannot be divided among the processes.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
     stage = recipe.screening
+    part = team.part(stage.batch)
+    course = Course(recipe, stage, run, NAME, tensorboard)
+    begin(course)
     network = make_network(stage)
     if start is not None:
         network.load_state_dict(start)
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average, optimiser, clock = Average(network, stage.average), make_optimiser(stage, network), Clock(stage)
-    path = run / CHECKPOINT
-    resume(path, clock, network, average, optimiser)
-    log, saved = Log(run / "screening.csv"), time.monotonic()
-    batches = _batches(recipe, scans, tuple(names), clock.step, workers)
-    batch = next(batches)
-    clock.started = time.monotonic()
-    while clock.done < 1:
-        rate = learning_rate(stage, clock.step, clock.done)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        values = _step(recipe, network, optimiser, batch, clock.step)
-        clock.step += 1
-        average.update(network, clock.step)
-        log.add(clock, rate, values)
-        if time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            save_checkpoint(path, recipe, clock, network=network, average=average, optimiser=optimiser)
-            saved = time.monotonic()
-        batch = next(batches)
-    save_checkpoint(path, recipe, clock, network=network, average=average, optimiser=optimiser)
-    return path
+
+    def learn(first: int) -> Learn:
+        if stage.network == "fcn":
+            sampler = partial(PatchSampler, shape=stage.patch, seed=recipe.seed)
+            source = PatchSource(
+                scans, tuple(names), sampler, stage.batch, part, stage.patch, recipe.seed, recipe.resident
+            )
+            return step_of(recipe, team, patches(source, team.device, first, workers))
+        crops = partial(CropMaker, recipe, scans, tuple(names), part)
+        return step_of(recipe, team, feed(crops, first, workers))
+
+    return fit(course, network, learn, team)
 
 
 def make_network(stage: ScreeningRecipe) -> torch.nn.Module:
@@ -108,97 +105,94 @@ def make_network(stage: ScreeningRecipe) -> torch.nn.Module:
     return ModernNet(stage.widths, stage.neck) if stage.network == "modern" else FCN(stage.widths)
 
 
-def _step(
-    recipe: Recipe, network: torch.nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, number: int
-) -> dict[str, float]:
-    """Learn from one batch."""
-    network.train()
-    x, first, second = batch
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+def step_of(recipe: Recipe, team: Team, batches: Iterator[Any]) -> Learn:
+    """Give the function that learns from the next batch: network and step in, shares of loss and log out."""
+    return partial(_learn_patches if recipe.screening.network == "fcn" else _learn_crops, recipe, team, batches)
+
+
+def _learn_crops(
+    recipe: Recipe, team: Team, batches: Iterator[Batch], network: torch.nn.Module, _: int
+) -> tuple[torch.Tensor, dict[str, Part]]:
+    """Give loss and log of the next batch of crops."""
+    x, heat, shape = (t.to(team.device, non_blocking=True) for t in next(batches))
+    with torch.autocast(team.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         answer = network(x.contiguous(memory_format=torch.channels_last_3d))
-    if recipe.screening.network == "modern":
-        loss, values = _modern_loss(recipe.screening, answer, first, second)
-    else:
-        loss, values = _fcn_loss(recipe, answer, first, number)
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
-    optimiser.step()
-    return values
-
-
-def _modern_loss(
-    stage: ScreeningRecipe, answer: torch.Tensor, heat: torch.Tensor, shape: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
-    found, size = dense_loss(answer, heat, shape)
+    found, size = dense_loss(answer, heat, shape, team=team)
     with torch.no_grad():
         probability = torch.sigmoid(answer[:, 0].float())
-        at_nodules = probability[heat == 1]
+        one = torch.full_like(found, 1 / team.size)
         values = {
-            "heat": float(found),
-            "shape": float(size),
-            "p_nodule": float(at_nodules.mean()) if len(at_nodules) else float("nan"),
-            "false_cells": float((probability[heat == 0] > 0.5).sum()),
+            "heat": Part(found, one),
+            "shape": Part(size, one),
+            "p_nodule": mean_over(probability, heat == 1),
+            "false_cells": Part(((probability > 0.5) & (heat == 0)).sum(), one),
         }
-    return found + stage.shape_weight * size, values
+    return found + recipe.screening.shape_weight * size, values
 
 
-def _fcn_loss(
-    recipe: Recipe, answer: torch.Tensor, labels: torch.Tensor, number: int
-) -> tuple[torch.Tensor, dict[str, float]]:
+def _learn_patches(
+    recipe: Recipe,
+    team: Team,
+    batches: Iterator[tuple[torch.Tensor, Plan]],
+    network: torch.nn.Module,
+    number: int,
+) -> tuple[torch.Tensor, dict[str, Part]]:
+    """Give loss and log of the next batch of patches: the samples that filtering keeps take part."""
+    hu, plan = next(batches)
+    labels = plan.labels.to(team.device, non_blocking=True)
+    x = PREPROCESSING.normalise(hu)[:, None]
+    with torch.autocast(team.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        answer = network(x.contiguous(memory_format=torch.channels_last_3d))
     logits = answer.float().reshape(len(labels), 2)
-    losses = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none")
-    if recipe.screening.filtering:
-        losses_kept = losses[keep(losses, np.random.default_rng([recipe.seed, 4, number]))]
-    else:
-        losses_kept = losses
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    chosen = taking_part(losses, team, [recipe.seed, 4, number] if recipe.screening.filtering else None)
+    loss = (losses * chosen).sum() / team.total(chosen.sum())
     with torch.no_grad():
-        right = (logits.argmax(dim=1) == labels.long()).float()
+        right = (logits.argmax(dim=1) == labels).float()
         values = {
-            "loss": float(losses_kept.mean()),
-            "found": float(right[labels == 1].mean()),
-            "rejected": float(right[labels == 0].mean()),
+            "loss": Part(loss, torch.full_like(loss, 1 / team.size)),
+            "found": mean_over(right, labels == 1),
+            "rejected": mean_over(right, labels == 0),
         }
-    return losses_kept.mean(), values
+    return loss, values
 
 
-def _batches(recipe: Recipe, scans: Path, names: tuple[str, ...], first: int, workers: int) -> Iterator[Batch]:
-    """Give batch ``first``, ``first + 1`` and so on."""
-    if workers == 0:
-        maker = _BatchMaker(recipe, scans, names)
-        while True:
-            yield maker.batch(first)
-            first += 1
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue(AHEAD)
-    worker = context.Process(target=_work, args=(recipe, scans, names, first, queue), daemon=True)
-    worker.start()
-    while True:
-        yield queue.get()
+def taking_part(losses: torch.Tensor, team: Team, seed: list[int] | None) -> torch.Tensor:
+    """Tell which of this process's samples take part in the update, online sample filtering being global.
+
+    Parameters
+    ----------
+    losses
+        Of this process's samples, ``(n,)``.
+    team
+        The processes among which the batch is divided.
+    seed
+        Of the choice among the easy samples; ``None`` keeps all.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(n,)``: 1 or 0.
+    """
+    if seed is None:
+        return torch.ones_like(losses.detach())
+    everyone = team.joined(losses)
+    chosen = torch.zeros_like(everyone)
+    chosen[keep(everyone, np.random.default_rng(seed))] = 1
+    return chosen[team.part(len(everyone))]
 
 
-def _work(recipe: Recipe, scans: Path, names: tuple[str, ...], number: int, queue: object) -> None:
-    torch.set_num_threads(1)
-    maker = _BatchMaker(recipe, scans, names)
-    while True:
-        queue.put(maker.batch(number))  # type: ignore[attr-defined]
-        number += 1
+class CropMaker:
+    """Makes one process's part of batch number i of dense crops."""
 
+    def __init__(self, recipe: Recipe, scans: Path, names: tuple[str, ...], part: slice) -> None:
+        self.stage, self.part = recipe.screening, part
+        self.sampler = CropSampler(load_scans(scans, names), self.stage.patch, recipe.seed, self.stage.mixture)
 
-class _BatchMaker:
-    """Makes batch number i of a recipe."""
-
-    def __init__(self, recipe: Recipe, scans: Path, names: tuple[str, ...]) -> None:
-        self.stage = recipe.screening
-        loaded = load_scans(scans, names)
-        self.dense = CropSampler(loaded, self.stage.patch, recipe.seed, self.stage.mixture)
-        self.patches = PatchSampler(loaded, self.stage.patch, recipe.seed)
-
-    def batch(self, number: int) -> Batch:
-        if self.stage.network == "fcn":
-            hu, labels = self.patches.batch(number, self.stage.batch)
-            return torch.from_numpy(normalise(hu))[:, None], torch.from_numpy(labels), torch.empty(0)
-        crops = [self.dense.crop(number * self.stage.batch + k) for k in range(self.stage.batch)]
+    def __call__(self, number: int) -> Batch:
+        """Make batch ``number``: input ``(n, 1, z, y, x)``, heat and shape as ``dense_target`` gives them."""
+        own = range(self.stage.batch)[self.part]
+        crops = [self.sampler.crop(number * self.stage.batch + k) for k in own]
         targets = [dense_target(crop) for crop in crops]
         x = torch.from_numpy(normalise(np.stack([crop.hu for crop in crops])))[:, None]
         heat, shape = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))

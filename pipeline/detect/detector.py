@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 MOST_FINDINGS = 100  # LUNA16 drops all marks of a scan that tie with its 101st
 DISTANCE_MM = 5.0  # the closest pair of LUNA16 nodules is 5.92 mm apart
 CERTAIN = 1e-7  # scores nearer to 0 or 1 count as this near
+TIE_BREAK = 1e-9  # part of the raw score in a probability from a line with level pieces
 
 
 class TwoStageDetector:
@@ -120,27 +121,50 @@ class TwoStageDetector:
 def select(marks: Sequence[Mark], grid: Grid, calibration: Calibration) -> tuple[Finding, ...]:
     """Turn marks into at most 100 findings with distinct probabilities, most probable first.
 
-    A mark nearer to a more probable one than 5 mm or half of that one's diameter is dropped.
+    Marks are ranked by their raw score. A mark nearer to a more probable one than 5 mm or half of that one's
+    diameter is dropped.
     """
     if not marks:
         return ()
     places = np.array([m.index_zyx for m in marks])
-    probabilities = np.array([probability(m, calibration) for m in marks])
-    order = rank(probabilities, places)
+    scores = np.array([raw_score(m, calibration) for m in marks])
+    order = rank(scores, places)
     radii = np.array([max(DISTANCE_MM, marks[i].diameter_mm / 2) for i in order])
     kept = order[suppress(places[order] * np.asarray(grid.spacing_zyx_mm), radii, MOST_FINDINGS)]
     findings: list[Finding] = []
     for i in kept:
         least = nextafter(findings[-1].probability, 0.0) if findings else 1.0
-        p = min(float(probabilities[i]), least)
-        findings.append(Finding(_position(grid, marks[i].index_zyx), marks[i].diameter_mm, p))
+        score = float(scores[i])
+        p = min(calibrated(score, calibration), least)
+        findings.append(Finding(_position(grid, marks[i].index_zyx), marks[i].diameter_mm, p, score))
     return tuple(findings)
 
 
-def probability(mark: Mark, calibration: Calibration) -> float:
+def raw_score(mark: Mark, calibration: Calibration) -> float:
     """Join the scores of both stages: sigmoid(a logit(p1) + b logit(p2) + c)."""
-    p1 = min(max(mark.screening_score, CERTAIN), 1.0 - CERTAIN)
-    logit = calibration.a * log(p1 / (1.0 - p1)) + calibration.b * mark.reduction_logit + calibration.c
+    logit = calibration.a * _logit(mark.screening_score) + calibration.b * mark.reduction_logit + calibration.c
+    return _sigmoid(logit)
+
+
+def calibrated(score: float, calibration: Calibration) -> float:
+    """Turn a raw score into a probability; never falls as the score rises, so it changes no ranking.
+
+    Where the line through the knots is level, 1e-9 of the score keeps probabilities apart.
+    """
+    if calibration.knots:
+        scores, probabilities = zip(*calibration.knots, strict=True)
+        return (float(np.interp(score, scores, probabilities)) + TIE_BREAK * score) / (1.0 + TIE_BREAK)
+    if (calibration.slope, calibration.shift) == (1.0, 0.0):
+        return score
+    return _sigmoid(calibration.slope * _logit(score) + calibration.shift)
+
+
+def _logit(p: float) -> float:
+    inside = min(max(p, CERTAIN), 1.0 - CERTAIN)
+    return log(inside / (1.0 - inside))
+
+
+def _sigmoid(logit: float) -> float:
     return 1.0 / (1.0 + exp(-min(max(logit, -30.0), 30.0)))
 
 

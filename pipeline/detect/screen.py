@@ -185,13 +185,12 @@ def _plateau_centre(
 
 
 def _inputs(
-    scan: Prepared, plan: tuple[Index, tuple[Tile, ...]], placement: Placement, progress: Fraction
+    scan: Prepared, tiles: tuple[Tile, ...], placement: Placement, progress: Fraction
 ) -> Iterator[tuple[Tile, torch.Tensor]]:
     """Give every tile with the network's input ``(1, 1, z, y, x)`` for it."""
-    shape, tiles = plan
     for done, tile in enumerate(tiles):
         progress(done / len(tiles))
-        hu = cut(scan.hu, tile.first_zyx, shape, scan.preprocessing.padding_hu)
+        hu = cut(scan.hu, tile.first_zyx, tile.shape_zyx, scan.preprocessing.padding_hu)
         yield tile, placement.tensor(hu[None], scan.preprocessing)
     progress(1.0)
 

@@ -1,7 +1,7 @@
 """Tiles: which pieces of a scan a network must see so that every place to be searched gets its score.
 
-The tiles of one scan have one shape, so that a device plans its kernels once; those without a place to search are
-skipped. Places depend on the mask alone.
+Those without a place to search are skipped. Places and shapes depend on the mask alone. The valid network's tiles
+have one shape, the padded one's have one in each slab, so that a device plans few kernels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Tile:
 
     Attributes
     ----------
-    first_zyx
-        First voxel the network reads; may lie before the scan.
+    first_zyx, shape_zyx
+        First voxel the network reads, which may lie before the scan, and how many it reads.
     begin_zyx, end_zyx
         Cells of the score volume it answers for: the first, and the one behind the last.
     skip_zyx
@@ -40,6 +40,7 @@ class Tile:
     """
 
     first_zyx: Index
+    shape_zyx: Index
     begin_zyx: Index
     end_zyx: Index
     skip_zyx: Index
@@ -59,9 +60,10 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A tile along one axis: first voxel, first cell, cell behind the last, cells to skip."""
+    """A tile along one axis: first voxel, voxels, first cell, cell behind the last, cells to skip."""
 
     first: int
+    length: int
     begin: int
     end: int
     skip: int
@@ -69,7 +71,7 @@ class Span:
 
 def valid_tiles(
     search: NDArray[np.bool_], core_zyx: Index, stride_zyx: Index, field_zyx: Index, padding_zyx: Index
-) -> tuple[Index, tuple[Tile, ...]]:
+) -> tuple[Tile, ...]:
     """Tile for a network of valid layers: the answer is that for the whole scan, up to rounding.
 
     Slabs first, then rows within a slab, then tiles within a row; each begins at the first cell to search that is
@@ -86,17 +88,13 @@ def valid_tiles(
     padding_zyx
         Voxels before the scan that cell 0 reads.
 
-    Returns
-    -------
-    Index, tuple of Tile
-        Voxels of each tile, and the tiles.
-
     Raises
     ------
     CoverageError
         When a cell to search would be skipped.
     """
     cz, cy, cx = core_zyx
+    shape = tuple((c - 1) * s + f for c, s, f in zip(core_zyx, stride_zyx, field_zyx, strict=True))
     origins = [
         (z, y, x)
         for z in _begins(search, 0, cz)
@@ -106,23 +104,26 @@ def valid_tiles(
     tiles = tuple(
         _tile(
             [
-                Span(o * s - p, o, min(o + c, n), 0)
-                for o, s, p, c, n in zip(origin, stride_zyx, padding_zyx, core_zyx, search.shape, strict=True)
+                Span(o * s - p, v, o, min(o + c, n), 0)
+                for o, v, s, p, c, n in zip(
+                    origin, shape, stride_zyx, padding_zyx, core_zyx, search.shape, strict=True
+                )
             ]
         )
         for origin in origins
     )
     check_coverage(search, tiles)
-    z, y, x = ((c - 1) * s + f for c, s, f in zip(core_zyx, stride_zyx, field_zyx, strict=True))
-    return (z, y, x), tiles
+    return tiles
 
 
 def padded_tiles(
     search: NDArray[np.bool_], most_zyx: Index, margin_zyx: Index, stride_zyx: Index, coarsest_zyx: Index
-) -> tuple[Index, tuple[Tile, ...]]:
+) -> tuple[Tile, ...]:
     """Tile for a network of padded layers: neighbours overlap by two margins and meet in the middle.
 
-    The box around the cells to search is divided evenly, into as few tiles as ``most_zyx`` allows.
+    The box around the cells to search is divided evenly into slabs, and the box around a slab's cells evenly into
+    as few tiles as ``most_zyx`` allows: lungs are narrow at their top. Of all heights of a slab the one with the
+    fewest voxels in all is taken.
 
     Parameters
     ----------
@@ -135,35 +136,50 @@ def padded_tiles(
     stride_zyx, coarsest_zyx
         Voxels of a cell, and of a cell of the network's deepest level; tiles are multiples of the latter.
 
-    Returns
-    -------
-    Index, tuple of Tile
-        Voxels of each tile, and the tiles.
-
     Raises
     ------
     CoverageError
         When a cell to search would be skipped.
+    ValueError
+        When a tile of ``most_zyx`` has no room beside its margins.
     """
-    lengths: list[int] = []
-    spans: list[list[Span]] = []
-    for axis in range(3):
-        cells = np.flatnonzero(search.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = (int(cells[0]), int(cells[-1]) + 1) if len(cells) else (0, 0)
-        most, margin, stride, coarsest = (v[axis] for v in (most_zyx, margin_zyx, stride_zyx, coarsest_zyx))
-        length, along = _divide(low, high, most=most, margin=margin, stride=stride, coarsest=coarsest)
-        lengths.append(length)
-        spans.append(along)
-    every = (_tile([z, y, x]) for z in spans[0] for y in spans[1] for x in spans[2])
-    tiles = tuple(tile for tile in every if search[tile.in_scores].any())
+    axes = list(zip(margin_zyx, stride_zyx, coarsest_zyx, strict=True))
+    least, step = 2 * margin_zyx[0] + coarsest_zyx[0], coarsest_zyx[0]
+    heights = range(most_zyx[0], min(least, most_zyx[0]) - 1, -step)
+    tiles = min((_slabs(search, (height, *most_zyx[1:]), axes) for height in heights), key=_voxels)
     check_coverage(search, tiles)
-    return (lengths[0], lengths[1], lengths[2]), tiles
+    return tiles
+
+
+def _voxels(tiles: tuple[Tile, ...]) -> int:
+    return sum(tile.shape_zyx[0] * tile.shape_zyx[1] * tile.shape_zyx[2] for tile in tiles)
+
+
+def _slabs(search: NDArray[np.bool_], most: Index, axes: list[Index]) -> tuple[Tile, ...]:
+    """Divide along z, then each slab along y and x; ``axes`` holds margin, stride and coarsest step of each."""
+    tiles: list[Tile] = []
+    for z in _divide(*_extent(search, 0), most[0], axes[0]):
+        slab = search[z.begin : z.end]
+        across = [_divide(*_extent(slab, axis), most[axis], axes[axis]) for axis in (1, 2)]
+        every = (_tile([z, y, x]) for y in across[0] for x in across[1])
+        tiles.extend(tile for tile in every if search[tile.in_scores].any())
+    return tuple(tiles)
+
+
+def _extent(search: NDArray[np.bool_], axis: int) -> tuple[int, int]:
+    """First cell to search along an axis, and the one behind the last."""
+    cells = np.flatnonzero(search.any(axis=tuple(a for a in range(3) if a != axis)))
+    return (int(cells[0]), int(cells[-1]) + 1) if len(cells) else (0, 0)
 
 
 def _tile(spans: list[Span]) -> Tile:
     z, y, x = spans
     return Tile(
-        (z.first, y.first, x.first), (z.begin, y.begin, x.begin), (z.end, y.end, x.end), (z.skip, y.skip, x.skip)
+        (z.first, y.first, x.first),
+        (z.length, y.length, x.length),
+        (z.begin, y.begin, x.begin),
+        (z.end, y.end, x.end),
+        (z.skip, y.skip, x.skip),
     )
 
 
@@ -176,8 +192,9 @@ def _begins(search: NDArray[np.bool_], axis: int, length: int) -> Iterator[int]:
             begin = int(cell) + length
 
 
-def _divide(low: int, high: int, *, most: int, margin: int, stride: int, coarsest: int) -> tuple[int, list[Span]]:
-    """Divide cells ``low`` to ``high - 1`` among equally long tiles; give their length in voxels and the tiles."""
+def _divide(low: int, high: int, most: int, axis: Index) -> list[Span]:
+    """Divide cells ``low`` to ``high - 1`` among equally long tiles of at most ``most`` voxels."""
+    margin, stride, coarsest = axis
     if most < 2 * margin + coarsest:
         raise ValueError(f"A tile of {most} voxels is too short for margins of {margin} and steps of {coarsest}.")
     voxels, parts = max(high - low, 1) * stride, 1
@@ -187,11 +204,10 @@ def _divide(low: int, high: int, *, most: int, margin: int, stride: int, coarses
     firsts = [low + (spare * i // (parts - 1) if parts > 1 else spare // 2) for i in range(parts)]
     meets = [(a + b + length // stride) // 2 for a, b in pairwise(firsts)]
     edges = [low, *meets, high]
-    spans = [
-        Span(first * stride, begin, end, begin - first)
+    return [
+        Span(first * stride, length, begin, end, begin - first)
         for first, (begin, end) in zip(firsts, pairwise(edges), strict=True)
     ]
-    return length, spans
 
 
 def check_coverage(search: NDArray[np.bool_], tiles: tuple[Tile, ...]) -> None:

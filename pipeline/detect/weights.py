@@ -81,7 +81,7 @@ FCN_SCREENING = ScreeningSpec(
     "fcn", (32, 32, 64, 250), 0, (10, 30, 30), (32, 32, 32), (0, 0, 0), 0.85, (5, 5, 5), cap=300
 )
 MODERN_SCREENING = ScreeningSpec(
-    "modern", (24, 48, 96, 128, 160), 64, (48, 96, 96), (128, 224, 288), (8, 16, 16), 0.02, (3, 3, 3)
+    "modern", (24, 48, 96, 128, 160), 64, (48, 96, 96), (96, 352, 512), (8, 16, 16), 0.02, (3, 3, 3)
 )
 
 
@@ -97,18 +97,37 @@ class ReductionSpec:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """probability = sigmoid(a logit(p1) + b logit(p2) + c); without a second stage ``b`` is not used."""
+    """From the stages' scores to a raw score, and from that to a probability.
+
+    Attributes
+    ----------
+    a, b, c
+        raw = sigmoid(a logit(p1) + b logit(p2) + c); without a second stage ``b`` is not used.
+    slope, shift
+        probability = sigmoid(slope logit(raw) + shift), where there are no knots (Platt).
+    knots
+        Raw score and probability at the corners of a rising line (isotonic regression), by rising score.
+    data_set
+        Held-out marks on which this was fitted; empty where nothing was.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
 
     a: float
     b: float
     c: float
+    slope: float = 1.0
+    shift: float = 0.0
+    knots: tuple[tuple[float, float], ...] = ()
+    data_set: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CardOperatingPoint:
-    """A threshold on the calibrated probability, and what it cost and found on a named set."""
+    """A threshold on the calibrated probability, and what it cost and found on a named set.
+
+    ``sensitivity_low`` and ``sensitivity_high`` bound the bootstrap's 95 % interval; None where none was drawn.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
 
@@ -117,6 +136,8 @@ class CardOperatingPoint:
     expected_fp_per_scan: float
     sensitivity: float
     data_set: str
+    sensitivity_low: float | None = None
+    sensitivity_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,11 +40,14 @@ class Finding:
         Regressed mean diameter; mm.
     probability
         Probability that this is a nodule, in [0, 1]; never a probability of cancer.
+    raw_score
+        The networks' score in [0, 1] from which the calibrated probability was made; ``None`` where it is not kept.
     """
 
     position_lps_mm: Vector
     diameter_mm: float
     probability: float
+    raw_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

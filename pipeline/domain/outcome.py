@@ -59,6 +59,7 @@ class Code(StrEnum):
     TOO_LARGE = "TOO_LARGE"
     TIMED_OUT_INCOMPLETE = "TIMED_OUT_INCOMPLETE"
     OUT_OF_SCOPE = "OUT_OF_SCOPE"
+    TOO_MANY_REVISIONS = "TOO_MANY_REVISIONS"
 
     SLICES_INTERPOLATED = "SLICES_INTERPOLATED"
     TILT_CORRECTED = "TILT_CORRECTED"
@@ -67,6 +68,7 @@ class Code(StrEnum):
     SHORT_COVERAGE = "SHORT_COVERAGE"
     LUNG_CUT = "LUNG_CUT"
     LUNG_MASK_UNUSED = "LUNG_MASK_UNUSED"
+    SLICES_DO_NOT_FIT = "SLICES_DO_NOT_FIT"
     SHARP_KERNEL = "SHARP_KERNEL"
     CONTRAST = "CONTRAST"
     LOSSY_INPUT = "LOSSY_INPUT"
@@ -269,6 +271,11 @@ CODES: Mapping[Code, CodePage] = MappingProxyType(
             "An age below the limit, or an entry in the skip list.",
             "Nothing: this is a rule of the site.",
         ),
+        Code.TOO_MANY_REVISIONS: _refusal(
+            "The study changed again after several reports and is not analysed by itself any more.",
+            "A device that sends the same images again and again with other content, or images over many hours.",
+            "Check what sends the study; then ask for one more analysis with 'nodule-node retry STUDY'.",
+        ),
         Code.SLICES_INTERPOLATED: _notice(
             "Missing slices were filled in from their neighbours.",
             "One or two inner slices did not arrive.",
@@ -303,6 +310,11 @@ CODES: Mapping[Code, CodePage] = MappingProxyType(
             "The lung volume found is implausible, so the whole body was searched.",
             "More than 12 l of air inside the body: emphysema, pneumothorax, bowel, or a failed segmentation.",
             "Expect more false marks outside the lung.",
+        ),
+        Code.SLICES_DO_NOT_FIT: _notice(
+            "Neighbouring slices do not fit together.",
+            "Images exchanged, blank, of another acquisition, or with another rescale than their headers say.",
+            "Look at the named slices; send the series again as the scanner made it.",
         ),
         Code.SHARP_KERNEL: _notice(
             "The reconstruction kernel is sharper than most of the training data.",

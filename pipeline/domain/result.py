@@ -12,7 +12,29 @@ from pipeline.domain.volume import ReceivedGeometry
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    ImageKey = tuple[str, int | None]
+    """SOP Instance UID, and the 1-based frame of a multi-frame image."""
+
 SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which images an analysis speaks of.
+
+    Attributes
+    ----------
+    images
+        The images, or frames, behind the volume, in the order of z.
+    offered
+        Images or frames of the series, those included that were left out.
+    filled
+        Slices that were missing and interpolated.
+    """
+
+    images: tuple[ImageKey, ...]
+    offered: int
+    filled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +57,8 @@ class Analysis:
         By falling score.
     received
         Geometry as received; ``None`` when no volume could be formed.
+    coverage
+        Which images were analysed; ``None`` when there are none, or they have no names (MetaImage).
     model
         The weights; ``None`` when the detector was never reached.
     operating_point
@@ -54,6 +78,7 @@ class Analysis:
     model: ModelIdentity | None = None
     operating_point: OperatingPoint | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     @property
     def reported(self) -> tuple[Finding, ...]:
@@ -97,8 +122,14 @@ def to_document(analysis: Analysis) -> dict[str, Any]:
 
 
 def to_record(analysis: Analysis) -> dict[str, Any]:
-    """Give the JSON document for the ledger: as :func:`to_document`, with every finding."""
-    return to_document(analysis) | {"all_findings": [_finding(f) for f in analysis.findings]}
+    """Give the JSON document for the ledger: as :func:`to_document`, with every finding and the images' names."""
+    coverage = analysis.coverage
+    return to_document(analysis) | {
+        "all_findings": [_finding(f) | {"raw_score": f.raw_score} for f in analysis.findings],
+        "coverage": None
+        if coverage is None
+        else {"images": list(map(list, coverage.images)), "offered": coverage.offered, "filled": coverage.filled},
+    }
 
 
 def from_record(record: Mapping[str, Any]) -> Analysis:
@@ -117,7 +148,7 @@ def from_record(record: Mapping[str, Any]) -> Analysis:
         reason=None if reason is None else Refusal(Code(reason["code"]), reason["text"]),
         notices=tuple(Notice(Code(n["code"]), n["text"]) for n in record["warnings"]),
         findings=tuple(
-            Finding(_vector(f["position_lps_mm"]), f["diameter_mm"], f["probability"])
+            Finding(_vector(f["position_lps_mm"]), f["diameter_mm"], f["probability"], f.get("raw_score"))
             for f in record["all_findings"]
         ),
         candidates=tuple(Candidate(_vector(c["position_lps_mm"]), c["score"]) for c in record["candidates"]),
@@ -129,7 +160,16 @@ def from_record(record: Mapping[str, Any]) -> Analysis:
         model=None if model is None else ModelIdentity(**model),
         operating_point=None if point is None else OperatingPoint(**point),
         timings_s=record["timings_s"],
+        coverage=_coverage(record.get("coverage")),
     )
+
+
+def _coverage(document: Mapping[str, Any] | None) -> Coverage | None:
+    """Read a coverage; records of the first release have none."""
+    if document is None:
+        return None
+    images = tuple((str(uid), frame) for uid, frame in document["images"])
+    return Coverage(images, document["offered"], document["filled"])
 
 
 def _message(said: Refusal | Notice) -> dict[str, str]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from scp_node.cli.options import ConfigFile, examples, new_app, settings_from
+from scp_node.tls import check_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scp_node.settings import Destination, Settings
+    from scp_node.settings import Destination, Sender, Settings
 
 app = new_app("config")
 
@@ -42,20 +43,39 @@ def sentences(settings: Settings) -> Iterator[str]:
     yield from _what_happens(settings)
     yield ""
     yield from _where_results_go(settings)
-    if warnings := settings.warnings():
+    if warnings := (*settings.warnings(), *_certificate_faults(settings)):
         yield ""
         yield from (f"Warning: {warning}" for warning in warnings)
+
+
+def _certificate_faults(settings: Settings) -> Iterator[str]:
+    if settings.tls.identity is not None:
+        yield from (f"{fault.text} {fault.action}" for fault in check_identity(settings.tls.identity))
 
 
 def _who_may_store(settings: Settings) -> Iterator[str]:
     node = settings.node
     reach = ", reached from this machine alone" if node.bind in {"127.0.0.1", "localhost", "::1"} else ""
     yield f"This node is {node.ae_title!r} and listens on {node.bind}, port {node.port}{reach}."
+    if settings.tls.port:
+        plain = "" if settings.tls.plain else ", and there alone"
+        yield f"It takes DICOM over TLS 1.2 and 1.3 on port {settings.tls.port}{plain}."
     if not settings.senders:
         yield "Nobody may store images: add a [[senders]] block for each device that sends."
     for sender in settings.senders:
         where = f"from {sender.host} only" if sender.host else "from any host"
-        yield f"{sender.ae_title!r} may store images, {where}."
+        yield f"{sender.ae_title!r} may store images, {where}{_over(sender)}."
+
+
+def _over(sender: Sender) -> str:
+    name = f" with a certificate for {sender.tls_name}" if sender.tls_name else ""
+    match sender.tls:
+        case True:
+            return f", over TLS only{name}"
+        case False:
+            return ", without TLS only"
+        case _:
+            return f", with TLS{name} or without" if name else ""
 
 
 def _what_happens(settings: Settings) -> Iterator[str]:
@@ -103,7 +123,5 @@ def _where_results_go(settings: Settings) -> Iterator[str]:
 def _destination(place: Destination) -> str:
     sr_class = "Comprehensive 3D SR" if place.sr == "comprehensive3d" else "Comprehensive SR"
     also = "also" if place.not_analysed else "but not"
-    return (
-        f"{place.name!r} ({place.ae_title} at {place.host}, port {place.port}) as {sr_class}, {also} for studies "
-        "that could not be analysed"
-    )
+    where = f"{place.ae_title} at {place.host}, port {place.port}" + " over TLS" * place.tls
+    return f"{place.name!r} ({where}) as {sr_class}, {also} for studies that could not be analysed"

@@ -5,6 +5,7 @@ So the listener never carries torch and the status page never carries the workfl
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -23,14 +24,22 @@ COMMANDS = MappingProxyType(
         "doctor": "scp_node.cli.doctor",
         "status": "scp_node.cli.status",
         "explain": "scp_node.cli.explain",
+        "events": "scp_node.cli.events",
         "retry": "scp_node.cli.retry",
+        "reprocess": "scp_node.cli.reprocess",
         "detect": "scp_node.cli.detect",
+        "conformance": "scp_node.cli.conformance",
         "db": "scp_node.cli.db",
         "listen": "scp_node.cli.listen",
         "work": "scp_node.cli.work",
+        "metrics": "scp_node.cli.metrics",
     }
 )
 """Command or group of commands, and the module that holds it; in the order of ``--help``."""
+
+
+KEEP_PATIENT_DATA = frozenset({"serve", "db", "listen", "work", "metrics"})
+"""Commands whose files are for their user alone."""
 
 
 def application(commands: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
@@ -46,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point ``nodule-node``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     asked = [word for word in words[:1] if word in COMMANDS]
+    if KEEP_PATIENT_DATA.intersection(asked):
+        os.umask(0o077)
     application(asked or COMMANDS)(words, prog_name="nodule-node")
 
 

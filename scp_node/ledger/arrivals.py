@@ -6,6 +6,7 @@ A study's state is touched here only towards ``RECEIVING``; all other moves belo
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS: Final = 3
 MAX_TEXT: Final = 1024
+MAX_GROUP: Final = 64  # arrivals in one transaction
 
 
 class LedgerUnavailableError(Exception):
@@ -71,13 +73,23 @@ class Arrival:
     series_notes: tuple[Note, ...] = ()
 
 
+@dataclass(slots=True)
+class _Ticket:
+    """An arrival that waits to be recorded, and then what became of it."""
+
+    arrival: Arrival
+    outcome: Stored | Exception | None = None
+
+
 class Arrivals:
     """The ledger as the listener sees it."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        # SQLite's waiting writers poll the file; threads of one process queue here instead.
-        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        # SQLite's waiting writers poll the file; threads of one process queue here instead, and share a commit.
+        self._groups = engine.dialect.name == "sqlite"
+        self._turn = threading.Lock() if self._groups else nullcontext()
+        self._waiting: deque[_Ticket] = deque()
 
     def is_our_report(self, sop_instance_uid: str) -> bool:
         """Whether this node wrote the instance itself."""
@@ -101,7 +113,41 @@ class Arrivals:
         LedgerUnavailableError
             Nothing was recorded.
         """
-        with self._turn, _translated():
+        if not self._groups:
+            return self._record_alone(arrival)
+        ticket = _Ticket(arrival)
+        self._waiting.append(ticket)
+        with self._turn:
+            while ticket.outcome is None:  # else whoever had the turn before us has taken it along
+                self._record_waiting()
+        if isinstance(ticket.outcome, Stored):
+            return ticket.outcome
+        raise ticket.outcome
+
+    def _record_waiting(self) -> None:
+        """Record in one transaction whatever waits: one sync of the disk for the images of all senders."""
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+        try:
+            with _translated(), self._engine.begin() as connection:
+                outcomes = [_record(connection, ticket.arrival) for ticket in batch]
+        except sa.exc.IntegrityError:  # another process was faster with one of them
+            for ticket in batch:
+                ticket.outcome = self._outcome_alone(ticket.arrival)
+        except Exception as fault:  # noqa: BLE001 - each who waits has to hear of it
+            for ticket in batch:
+                ticket.outcome = fault
+        else:
+            for ticket, outcome in zip(batch, outcomes, strict=True):
+                ticket.outcome = outcome
+
+    def _outcome_alone(self, arrival: Arrival) -> Stored | Exception:
+        try:
+            return self._record_alone(arrival)
+        except Exception as fault:  # noqa: BLE001 - for the one who waits
+            return fault
+
+    def _record_alone(self, arrival: Arrival) -> Stored:
+        with _translated():
             for attempt in range(ATTEMPTS):
                 try:
                     with self._engine.begin() as connection:
@@ -119,6 +165,14 @@ class Arrivals:
     def paths(self) -> frozenset[str]:
         """All paths that rows point to."""
         query = sa.select(tables.instance.c.path).where(tables.instance.c.path.is_not(None))
+        with _translated(), self._engine.connect() as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def leaving(self) -> frozenset[str]:
+        """The paths of images that are being deleted on purpose (:mod:`scp_node.ledger.retention`)."""
+        query = sa.select(tables.instance.c.path).where(
+            tables.instance.c.path.is_not(None), tables.instance.c.removed_at.is_not(None)
+        )
         with _translated(), self._engine.connect() as connection:
             return frozenset(connection.execute(query).scalars())
 
@@ -172,6 +226,7 @@ def _take_study(connection: sa.Connection, arrival: Arrival) -> None:
                 first_received_at=arrival.received_at,
                 last_received_at=arrival.received_at,
                 state_changed_at=arrival.received_at,
+                waiting_since=arrival.received_at,
             )
         )
 
@@ -187,7 +242,8 @@ def _known(connection: sa.Connection, arrival: Arrival) -> Sequence[sa.Row[int, 
 def _repair_path(connection: sa.Connection, arrival: Arrival) -> bool:
     """Point the row of a duplicate at the file that is there now; say whether the old one had been lost.
 
-    An image whose file was lost counts as new when it comes again: its study was decided without it.
+    An image whose file was lost counts as new when it comes again: its study was decided without it. Images that
+    were deleted after their time wake their study when the last of them is back.
     """
     instance = tables.instance
     if arrival.path is None:
@@ -198,10 +254,28 @@ def _repair_path(connection: sa.Connection, arrival: Arrival) -> bool:
         instance.c.sha256 == arrival.sha256,
         instance.c.is_newest,
     )
-    lost = connection.execute(sa.update(instance).where(same, instance.c.path.is_(None)).values(path=arrival.path))
+    kept = instance.c.removed_at.is_(None)
+    lost = connection.execute(
+        sa.update(instance).where(same, kept, instance.c.path.is_(None)).values(path=arrival.path)
+    )
+    removed = connection.execute(
+        sa.update(instance).where(same, sa.not_(kept)).values(path=arrival.path, removed_at=None)
+    )
     moved = instance.c.path.is_distinct_from(arrival.path)
     connection.execute(sa.update(instance).where(same, moved).values(path=arrival.path))
-    return lost.rowcount > 0
+    return lost.rowcount > 0 or (removed.rowcount > 0 and not _misses_removed(connection, arrival.study_uid))
+
+
+def _misses_removed(connection: sa.Connection, study_uid: str) -> bool:
+    """Whether images of a study are still gone that were deleted after their time, and are coming again."""
+    instance = tables.instance
+    gone = sa.select(instance.c.id).where(
+        instance.c.study_uid == study_uid,
+        instance.c.is_newest,
+        instance.c.purpose == Purpose.CT,
+        instance.c.removed_at.is_not(None),
+    )
+    return connection.execute(gone.limit(1)).first() is not None
 
 
 def _count_series(connection: sa.Connection, arrival: Arrival) -> None:
@@ -272,7 +346,13 @@ def _move_study(connection: sa.Connection, arrival: Arrival) -> None:
         connection.execute(
             sa.update(study)
             .where(here, sa.not_(receiving))
-            .values(state=StudyState.RECEIVING, last_received_at=now, state_changed_at=now, next_look_at=sa.null())
+            .values(
+                state=StudyState.RECEIVING,
+                last_received_at=now,
+                state_changed_at=now,
+                waiting_since=now,
+                next_look_at=sa.null(),
+            )
         )
 
 

@@ -6,27 +6,39 @@ a committed row survives a power cut, and a waiting writer waits instead of fail
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
 VERSION_TABLE = "nn_alembic_version"
 PREFIX = "nn_"
+ENGINE_SCHEMA = "dbos"
+"""Where the workflow engine keeps its tables on PostgreSQL; in a SQLite file they stand beside ours."""
+UNREACHABLE = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+"""What the database library raises when the database is gone, starting or busy: it may pass by itself."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
+_MIGRATION_LOCK = 0x6E6F64756C65  # "nodule": starters of one database queue here
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
-def make_engine(url: str, *, busy_timeout_s: float = 30.0) -> sa.Engine:
+def make_engine(url: str, *, busy_timeout_s: float = 30.0, reconnect_s: float = 0.0) -> sa.Engine:
     """Open a database.
 
     Parameters
@@ -34,7 +46,9 @@ def make_engine(url: str, *, busy_timeout_s: float = 30.0) -> sa.Engine:
     url
         SQLAlchemy URL; ``sqlite:///file`` or ``postgresql+psycopg://...``.
     busy_timeout_s
-        How long a SQLite writer waits for another one before it fails.
+        How long a writer waits for another one before it fails.
+    reconnect_s
+        How long a connection to a server that does not answer is tried again before it fails.
 
     Notes
     -----
@@ -43,7 +57,17 @@ def make_engine(url: str, *, busy_timeout_s: float = 30.0) -> sa.Engine:
     write first.
     """
     if sa.make_url(url).get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        server = sa.create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=10,
+            max_overflow=20,
+            pool_timeout=busy_timeout_s,
+            connect_args=_server_patience(busy_timeout_s),
+        )
+        if reconnect_s:
+            _connect_patiently(server, reconnect_s)
+        return server
     engine = sa.create_engine(url, pool_size=10, max_overflow=30, pool_timeout=busy_timeout_s)
 
     @sa.event.listens_for(engine, "connect")
@@ -60,6 +84,104 @@ def make_engine(url: str, *, busy_timeout_s: float = 30.0) -> sa.Engine:
         cursor.close()
 
     return engine
+
+
+def _connect_patiently(engine: sa.Engine, limit_s: float) -> None:
+    """Let every new connection wait for a server that is away, so that each use of the engine does."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _connect(dialect: sa.Dialect, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        gone = dialect.loaded_dbapi.OperationalError
+        return patiently(lambda: dialect.connect(*arguments, **options), limit_s=limit_s, while_raising=(gone,))
+
+
+def _server_patience(busy_timeout_s: float) -> dict[str, Any]:
+    """Time limits of a connection to a server: one that is gone, or a process that was stopped, holds up nobody.
+
+    A server that vanished without a word is noticed after about 15 s; a row that a stopped process keeps locked in
+    mid transaction is free again after 10 s.
+    """
+    return {
+        "application_name": "nodule-node",
+        "connect_timeout": 5,
+        "keepalives_idle": 5,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        "options": f"-c lock_timeout={int(busy_timeout_s * 1000)} -c idle_in_transaction_session_timeout=10000",
+    }
+
+
+def patiently(
+    work: Callable[[], T],
+    *,
+    limit_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+    while_raising: tuple[type[Exception], ...] = UNREACHABLE,
+) -> T:
+    """Repeat a piece of database work while the database cannot be reached.
+
+    A restart or fail-over of the database must not become the verdict on a study. What the work raised last is
+    raised after ``limit_s`` seconds.
+    """
+    waited, pause = 0.0, _FIRST_PAUSE_S
+    while True:
+        try:
+            return work()
+        except while_raising:
+            if waited >= limit_s:
+                raise
+        sleep(pause)
+        waited, pause = waited + pause, min(_LONGEST_PAUSE_S, 2 * pause)
+
+
+class DatabaseClock:
+    """Time as all workers of one database see it: the server's clock, or this machine's for a file (guard-rail 6).
+
+    Asking takes a while, so what comes back is never ahead: a lease ends a little early, not late.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def now(self) -> float:
+        """Seconds since the epoch, UTC."""
+        if self._engine.dialect.name == "sqlite":
+            return time.time()
+        server_time = sa.func.extract("epoch", sa.func.clock_timestamp())
+        with self._engine.connect() as connection:
+            return float(connection.execute(sa.select(server_time)).scalar_one())
+
+
+def wait_for_database(url: str, stop: Callable[[float], bool], *, pause_s: float = 2.0) -> bool:
+    """Wait until a database server answers: after a power cut the node may be up before it.
+
+    Parameters
+    ----------
+    stop
+        Waits so many seconds and says whether to give up, as ``threading.Event.wait`` does.
+
+    Returns
+    -------
+    bool
+        ``False`` when told to stop before it answered.
+    """
+    if sa.make_url(url).get_backend_name() == "sqlite":
+        return True
+    engine, said = make_engine(url), False
+    try:
+        while True:
+            try:
+                with engine.connect():
+                    return True
+            except UNREACHABLE as fault:
+                if not said:
+                    log.warning("The database cannot be reached; waiting for it.", kind=type(fault).__name__)
+                said = True
+            if stop(pause_s):
+                return False
+    finally:
+        engine.dispose()
 
 
 @contextmanager
@@ -86,6 +208,8 @@ def upgrade(url: str) -> None:
             if engine.dialect.name == "sqlite":
                 # The driver would run DDL outside any transaction: two starters would both see an empty file.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -112,7 +236,11 @@ def prepare_schema(url: str) -> bool:
 
 def has_tables(engine: sa.Engine, *names: str) -> bool:
     """Whether these tables are there; the workflow engine's may be asked for too."""
-    return set(names) <= set(sa.inspect(engine).get_table_names())
+    inspector = sa.inspect(engine)
+    present = set(inspector.get_table_names())
+    if engine.dialect.name != "sqlite":
+        present.update(inspector.get_table_names(schema=ENGINE_SCHEMA))
+    return set(names) <= present
 
 
 def schema_is_current(engine: sa.Engine) -> bool:

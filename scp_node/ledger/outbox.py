@@ -1,7 +1,7 @@
-"""The outbox: finished reports, and for each destination when it is tried next.
+"""The outbox: finished reports, and for each destination when it is tried next, or asked whether it has them.
 
 A report and its deliveries are written in one transaction. At most one delivery is under way for a destination,
-so a dead one never holds up another.
+so a dead one never holds up another. A report is delivered when that is proven (decision 0117).
 """
 
 from __future__ import annotations
@@ -11,23 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from scp_node.ledger.states import DeliveryState
+from scp_node.ledger import destinations
+from scp_node.ledger.states import STORED, DeliveryState
 from scp_node.ledger.studies import note
-from scp_node.ledger.tables import delivery, report
+from scp_node.ledger.tables import delivery, destination, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from random import Random
 
-    from scp_node.ports import SendResult
+    from scp_node.ports import Check, SendResult
 
     Start = Callable[[sa.Connection, int, int], None]
     """Enqueues one attempt of a delivery in the caller's transaction."""
 
 
+_UNDER_WAY = (DeliveryState.SENDING, DeliveryState.VERIFYING)
+_WORDS = {
+    DeliveryState.SENT: "sent, proof follows",
+    DeliveryState.UNVERIFIED: "sent, not verified",
+}
+FEEDS = 3
+"""How often a report that its destination lost is sent again."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When an unreachable destination is tried again.
+    """When an unreachable destination is tried again, and when one that said Success is asked for the report.
 
     Attributes
     ----------
@@ -37,11 +47,21 @@ class RetryPolicy:
         Part by which each wait is made longer or shorter, in [0, 1].
     give_up_s
         Age at which a report is given up; seconds.
+    breaker_failures, probe_s
+        Failures in a row after which a destination is away; how often it is asked then; seconds.
+    verify_after_s
+        Waits before each question whether a report is there; seconds.
+    commitment_timeout_s
+        How long the answer to a storage commitment request is waited for; seconds.
     """
 
     retry_s: tuple[float, ...]
     jitter: float
     give_up_s: float
+    breaker_failures: int
+    probe_s: float
+    verify_after_s: tuple[float, ...]
+    commitment_timeout_s: float
 
     def wait_s(self, attempts: int, rng: Random) -> float:
         """Give the wait after so many attempts; seconds."""
@@ -61,6 +81,8 @@ class NewReport:
         Relative to the storage folder.
     destinations
         Names; may be empty.
+    whole_study
+        Whether it replaces the older reports of every series of the study, not of its own alone.
     """
 
     sop_instance_uid: str
@@ -73,11 +95,24 @@ class NewReport:
     path: str
     sha256: str
     destinations: tuple[str, ...]
+    whole_study: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One report on its way to one destination."""
+    """One report on its way to one destination.
+
+    Attributes
+    ----------
+    sent_at
+        When the destination said that it stored the report; seconds since the epoch.
+    checks, feeds
+        How often it was looked for since, and how often it was sent again because it was missing.
+    transaction_uid
+        Of the storage commitment request that is open, or was not answered.
+    away
+        The destination is away: ask whether it is back before anything else.
+    """
 
     id: int
     destination: str
@@ -92,6 +127,11 @@ class Delivery:
     record: Mapping[str, Any]
     path: str
     sha256: str
+    sent_at: float | None
+    checks: int
+    feeds: int
+    transaction_uid: str | None
+    away: bool
 
 
 class Outbox:
@@ -101,26 +141,34 @@ class Outbox:
         self._engine = engine
 
     def claim_due(self, *, now: float, start: Start) -> tuple[tuple[int, int], ...]:
-        """Take for each free destination the delivery that is due longest, and enqueue its next attempt.
+        """Take for each free destination its oldest delivery that is due, and enqueue its next attempt.
+
+        Destinations that are away are left alone until they are to be asked.
 
         Returns
         -------
         tuple
             ``(delivery id, attempt)`` for each one taken.
         """
-        due = (
-            sa.select(delivery.c.id, delivery.c.destination, delivery.c.attempts)
-            .where(
-                delivery.c.state == DeliveryState.QUEUED,
-                delivery.c.next_attempt_at <= now,
-                delivery.c.destination.not_in(_busy()),
-            )
-            .order_by(delivery.c.next_attempt_at, delivery.c.id)
-        )
         with self._engine.connect() as connection:
-            first = {row.destination: row for row in reversed(connection.execute(due).all())}
-        claimed = [(row.id, row.attempts + 1) for row in first.values()]
-        return tuple(pair for pair in claimed if self._claim(*pair, now=now, start=start))
+            names = (
+                connection.execute(sa.select(delivery.c.destination).where(_due(now)).distinct()).scalars().all()
+            )
+            oldest = [
+                connection.execute(
+                    sa.select(delivery.c.id, delivery.c.attempts, delivery.c.destination)
+                    .where(_due(now), delivery.c.destination == name)
+                    .order_by(delivery.c.created_at, delivery.c.id)
+                    .limit(1)
+                ).one_or_none()
+                for name in sorted(names)
+            ]
+        claimed = [(row.id, row.attempts + 1, row.destination) for row in oldest if row is not None]
+        return tuple(
+            (number, attempt)
+            for number, attempt, name in claimed
+            if self._claim(number, attempt, name, now=now, start=start)
+        )
 
     def delivery(self, delivery_id: int) -> Delivery:
         """Give one delivery with its report."""
@@ -138,7 +186,12 @@ class Outbox:
             report.c.record,
             report.c.path,
             report.c.sha256,
-        ).join_from(delivery, report)
+            delivery.c.sent_at,
+            delivery.c.checks,
+            delivery.c.feeds,
+            delivery.c.transaction_uid,
+            destination.c.opened_at.is_not(None).label("away"),
+        ).select_from(delivery.join(report).outerjoin(destination, destination.c.name == delivery.c.destination))
         with self._engine.connect() as connection:
             row = connection.execute(query.where(delivery.c.id == delivery_id)).one()
         return Delivery(**{**row._mapping, "state": DeliveryState(row.state)})
@@ -152,8 +205,14 @@ class Outbox:
         policy: RetryPolicy,
         rng: Random,
         now: float,
+        provable: bool,
     ) -> DeliveryState | None:
         """Write down how an attempt ended and when the next one is due.
+
+        Parameters
+        ----------
+        provable
+            Whether the destination will be asked for the report; what it stored is ``unverified`` otherwise.
 
         Returns
         -------
@@ -162,19 +221,97 @@ class Outbox:
         """
         due = self.delivery(delivery_id)
         state, next_at = after_attempt(
-            result, attempts=attempt, created_at=due.created_at, policy=policy, rng=rng, now=now
+            result,
+            attempts=attempt,
+            created_at=due.created_at,
+            policy=policy,
+            rng=rng,
+            now=now,
+            provable=provable,
         )
-        values = {
-            "state": state,
-            "next_attempt_at": next_at,
-            "last_status": result.status,
-            "last_error": None if state is DeliveryState.DELIVERED else result.text,
-            "state_changed_at": now,
-        }
+        values: dict[str, Any] = {"state": state, "next_attempt_at": next_at, "last_status": result.status}
+        values["last_error"] = None if state is DeliveryState.SENT else result.text
+        if state in STORED:
+            values |= {"sent_at": now, "checks": 0, "transaction_uid": None}
+        text = f"Report to {due.destination}, attempt {attempt}: {_WORDS.get(state, state.value)}. {result.text}"
+        away = result.kind == "retry" and result.status is None
+        return self._move(due, attempt, values, text, away=result.text if away else None, policy=policy, now=now)
+
+    def still_away(
+        self, delivery_id: int, attempt: int, result: SendResult, *, policy: RetryPolicy, now: float
+    ) -> DeliveryState | None:
+        """Put a delivery back whose destination did not answer the question whether it is back."""
+        due = self.delivery(delivery_id)
+        too_old = due.sent_at is None and now - due.created_at > policy.give_up_s
+        state = _waiting(due.state)
+        values: dict[str, Any] = {"state": state}
+        if too_old:
+            state = DeliveryState.FAILED_FINAL
+            values = {"state": state, "next_attempt_at": None, "last_error": result.text}
+        text = f"Report to {due.destination}: given up. {result.text}" if too_old else None
+        return self._move(due, attempt, values, text, away=result.text, policy=policy, now=now)
+
+    def settle_check(
+        self, delivery_id: int, attempt: int, check: Check, *, policy: RetryPolicy, rng: Random, now: float
+    ) -> DeliveryState | None:
+        """Write down whether a stored report was found at its destination, and what follows.
+
+        Returns
+        -------
+        DeliveryState or None
+            The new state; ``None`` when this attempt was settled before, by the archive's own answer perhaps.
+        """
+        due = self.delivery(delivery_id)
+        values = after_check(check, due, policy=policy, rng=rng, now=now)
+        text = None
+        if values["state"] != DeliveryState.SENT or check.kind == "unreachable":
+            name = _WORDS.get(values["state"], values["state"].value)
+            text = f"Report to {due.destination}: {name}. {check.text}"
+        away = check.text if check.kind == "unreachable" else None
+        return self._move(due, attempt, values, text, away=away, policy=policy, now=now)
+
+    def note_transaction(self, delivery_id: int, attempt: int, transaction_uid: str) -> None:
+        """Remember a storage commitment request before it is made: its answer may come at once."""
         with self._engine.begin() as connection:
-            if not _settle(connection, delivery_id, attempt, values):
-                return None
-            text = f"Report to {due.destination}, attempt {attempt}: {state.value}. {result.text}"
+            _settle(connection, delivery_id, attempt, {"transaction_uid": transaction_uid})
+
+    def answered(
+        self, transaction_uid: str, committed: Collection[str], missing: Mapping[str, str], *, now: float
+    ) -> DeliveryState | None:
+        """Take an archive's answer to a storage commitment request.
+
+        Parameters
+        ----------
+        committed
+            SOP Instance UIDs that it keeps.
+        missing
+            SOP Instance UIDs that it does not have, each with the reason; a sentence.
+
+        Returns
+        -------
+        DeliveryState or None
+            The delivery's new state; ``None`` when no delivery waits for this transaction.
+        """
+        query = sa.select(delivery.c.id).where(
+            delivery.c.transaction_uid == transaction_uid, delivery.c.state.in_(STORED)
+        )
+        with self._engine.connect() as connection:
+            known = connection.execute(query).scalars().first()
+        if known is None:
+            return None
+        due = self.delivery(known)
+        values, text = _after_answer(due, committed, missing, now)
+        waits = sa.and_(delivery.c.id == due.id, delivery.c.transaction_uid == transaction_uid)
+        with self._engine.begin() as connection:
+            destinations.lock(connection, due.destination)
+            moved = connection.execute(
+                delivery.update()
+                .where(waits, delivery.c.state.in_(STORED - {DeliveryState.DELIVERED}))
+                .values(**values, state_changed_at=now)
+            )
+            if moved.rowcount != 1:
+                return due.state
+            state = DeliveryState(values["state"])
             note(connection, due.study_uid, f"delivery_{state.value}", text, at=now)
         return state
 
@@ -202,7 +339,7 @@ class Outbox:
             .join_from(delivery, report)
             .where(
                 delivery.c.destination == destination,
-                delivery.c.state == DeliveryState.DELIVERED,
+                delivery.c.state.in_(STORED),
                 report.c.study_uid == study_uid,
                 report.c.revision < before_revision,
             )
@@ -220,22 +357,61 @@ class Outbox:
         of_study = sa.select(report.c.sop_instance_uid).where(report.c.study_uid == study_uid)
         failed = sa.and_(delivery.c.state == DeliveryState.FAILED_FINAL, delivery.c.sop_instance_uid.in_(of_study))
         values = {"state": DeliveryState.QUEUED, "next_attempt_at": now, "created_at": now, "state_changed_at": now}
+        values |= {"feeds": 0, "checks": 0, "transaction_uid": None, "sent_at": None}
         with self._engine.begin() as connection:
             return connection.execute(delivery.update().where(failed).values(values)).rowcount
 
-    def _claim(self, delivery_id: int, attempt: int, *, now: float, start: Start) -> bool:
-        still_due = sa.and_(
-            delivery.c.id == delivery_id,
-            delivery.c.state == DeliveryState.QUEUED,
-            delivery.c.attempts == attempt - 1,
-            delivery.c.destination.not_in(_busy()),
-        )
-        values = {"state": DeliveryState.SENDING, "attempts": attempt, "state_changed_at": now}
-        with self._engine.begin() as connection:
-            if connection.execute(delivery.update().where(still_due).values(values)).rowcount != 1:
-                return False
-            start(connection, delivery_id, attempt)
+    def _claim(self, delivery_id: int, attempt: int, name: str, *, now: float, start: Start) -> bool:
+        still_due = sa.and_(_due(now), delivery.c.id == delivery_id, delivery.c.attempts == attempt - 1)
+        values = {
+            "state": sa.case(
+                (delivery.c.state == DeliveryState.QUEUED, DeliveryState.SENDING.value),
+                else_=DeliveryState.VERIFYING.value,
+            ),
+            "attempts": attempt,
+            "state_changed_at": now,
+        }
+        try:
+            with self._engine.begin() as connection:
+                destinations.lock(connection, name)
+                if connection.execute(delivery.update().where(still_due).values(values)).rowcount != 1:
+                    return False
+                start(connection, delivery_id, attempt)
+        except sa.exc.IntegrityError:  # another worker made the destination's row in this moment
+            return False
         return True
+
+    def _move(
+        self,
+        due: Delivery,
+        attempt: int,
+        values: Mapping[str, Any],
+        text: str | None,
+        *,
+        away: str | None,
+        policy: RetryPolicy,
+        now: float,
+    ) -> DeliveryState | None:
+        """End an attempt once, tell the study's story, and keep the destination's own state."""
+        state = DeliveryState(values["state"])
+        with self._engine.begin() as connection:
+            destinations.lock(connection, due.destination)
+            if not _settle(connection, due.id, attempt, dict(values, state_changed_at=now)):
+                return None
+            if text is not None:
+                note(connection, due.study_uid, f"delivery_{state.value}", text, at=now)
+            if away is None:
+                destinations.reached(connection, due.destination, now=now)
+            else:
+                destinations.not_reached(
+                    connection,
+                    due.destination,
+                    away,
+                    failures_allowed=policy.breaker_failures,
+                    probe_s=policy.probe_s,
+                    now=now,
+                )
+        return state
 
 
 def put(connection: sa.Connection, reports: Sequence[NewReport], *, now: float) -> None:
@@ -250,17 +426,26 @@ def put(connection: sa.Connection, reports: Sequence[NewReport], *, now: float) 
         ).scalar_one_or_none()
         if known is None:
             connection.execute(report.insert().values(_row(new, now)))
-        for destination in new.destinations:
-            _cancel_older(connection, new, destination, now)
-            _put_delivery(connection, new.sop_instance_uid, destination, now)
+        for name in new.destinations:
+            _cancel_older(connection, new, name, now)
+            _put_delivery(connection, new.sop_instance_uid, name, now)
 
 
 def after_attempt(
-    result: SendResult, *, attempts: int, created_at: float, policy: RetryPolicy, rng: Random, now: float
+    result: SendResult,
+    *,
+    attempts: int,
+    created_at: float,
+    policy: RetryPolicy,
+    rng: Random,
+    now: float,
+    provable: bool,
 ) -> tuple[DeliveryState, float | None]:
-    """Say what follows an attempt: the state, and when the next attempt is due (``None``: never)."""
+    """Say what follows an attempt: the state, and when the next exchange is due (``None``: never)."""
     if result.kind == "delivered":
-        return DeliveryState.DELIVERED, None
+        return (
+            (DeliveryState.SENT, now + policy.verify_after_s[0]) if provable else (DeliveryState.UNVERIFIED, None)
+        )
     if result.kind == "refused":
         return DeliveryState.FAILED_FINAL, None
     next_at = now + policy.wait_s(attempts, rng)
@@ -269,9 +454,79 @@ def after_attempt(
     return DeliveryState.QUEUED, next_at
 
 
+def after_check(check: Check, due: Delivery, *, policy: RetryPolicy, rng: Random, now: float) -> dict[str, Any]:
+    """Say what follows a question for a stored report: the values that its delivery gets."""
+    match check.kind:
+        case "proven":
+            return _proven(check.by)
+        case "asked":
+            return {"state": DeliveryState.SENT, "next_attempt_at": now + policy.commitment_timeout_s}
+        case "missing" if due.checks + 1 < len(policy.verify_after_s) and check.by == "query":
+            checks = due.checks + 1  # indexing may be late: look again
+            return {
+                "state": DeliveryState.SENT,
+                "checks": checks,
+                "next_attempt_at": now + policy.verify_after_s[checks],
+            }
+        case "missing":
+            return _fed_again(due, check.text, now)
+        case "unreachable" if now - (due.sent_at or now) <= policy.give_up_s:
+            wait_s = policy.wait_s(due.checks + 1, rng)
+            return {"state": DeliveryState.SENT, "next_attempt_at": now + wait_s, "last_error": check.text}
+    return {"state": DeliveryState.UNVERIFIED, "next_attempt_at": None, "last_error": check.text}
+
+
+def _after_answer(
+    due: Delivery, committed: Collection[str], missing: Mapping[str, str], now: float
+) -> tuple[dict[str, Any], str]:
+    """Say what follows an archive's answer: the delivery's values, and a sentence for the study's story."""
+    if due.sop_instance_uid in committed:
+        return _proven("commitment"), f"Report to {due.destination}: delivered. The archive committed itself to it."
+    if due.sop_instance_uid in missing:
+        why = missing[due.sop_instance_uid]
+        values = _fed_again(due, why, now)
+        return values, f"Report to {due.destination}: {_WORDS.get(values['state'], values['state'].value)}. {why}"
+    why = "The archive's answer to our storage commitment request does not name the report."
+    return {"state": DeliveryState.SENT, "next_attempt_at": now}, f"Report to {due.destination}: sent. {why}"
+
+
+def _proven(by: str | None) -> dict[str, Any]:
+    return {"state": DeliveryState.DELIVERED, "next_attempt_at": None, "verified_by": by, "last_error": None}
+
+
+def _fed_again(due: Delivery, why: str, now: float) -> dict[str, Any]:
+    """Send a report again that its destination said it stored and does not have; not for ever."""
+    if due.feeds >= FEEDS:
+        text = f"Stored with Success {due.feeds + 1} times, and never there. {why}"
+        return {"state": DeliveryState.FAILED_FINAL, "next_attempt_at": None, "last_error": text}
+    return {
+        "state": DeliveryState.QUEUED,
+        "next_attempt_at": now,
+        "created_at": now,
+        "feeds": due.feeds + 1,
+        "checks": 0,
+        "transaction_uid": None,
+        "sent_at": None,
+        "last_error": why,
+    }
+
+
+def _waiting(under_way: DeliveryState) -> DeliveryState:
+    return DeliveryState.SENT if under_way is DeliveryState.VERIFYING else DeliveryState.QUEUED
+
+
+def _due(now: float) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        delivery.c.state.in_((DeliveryState.QUEUED, DeliveryState.SENT)),
+        delivery.c.next_attempt_at <= now,
+        delivery.c.destination.not_in(_busy()),
+        delivery.c.destination.not_in(destinations.away(now)),
+    )
+
+
 def _busy() -> sa.Select[tuple[str]]:
     other = delivery.alias()
-    return sa.select(other.c.destination).where(other.c.state == DeliveryState.SENDING)
+    return sa.select(other.c.destination).where(other.c.state.in_(_UNDER_WAY))
 
 
 def _row(new: NewReport, now: float) -> dict[str, Any]:
@@ -306,10 +561,12 @@ def _put_delivery(connection: sa.Connection, sop_instance_uid: str, destination:
 
 
 def _cancel_older(connection: sa.Connection, new: NewReport, destination: str, now: float) -> None:
+    """Cancel what an older revision still has to say: of the same series, of the whole study, or "not analysed"."""
+    same_matter = sa.or_(
+        sa.literal(new.whole_study), report.c.series_uid == new.series_uid, report.c.outcome == "not_analysed"
+    )
     older = sa.select(report.c.sop_instance_uid).where(
-        report.c.study_uid == new.study_uid,
-        report.c.series_uid == new.series_uid,
-        report.c.revision < new.revision,
+        report.c.study_uid == new.study_uid, report.c.revision < new.revision, same_matter
     )
     waiting = sa.and_(
         delivery.c.state == DeliveryState.QUEUED,
@@ -331,7 +588,7 @@ def _cancel_older(connection: sa.Connection, new: NewReport, destination: str, n
 def _settle(connection: sa.Connection, delivery_id: int, attempt: int, values: Mapping[str, Any]) -> bool:
     ours = sa.and_(
         delivery.c.id == delivery_id,
-        delivery.c.state == DeliveryState.SENDING,
+        delivery.c.state.in_(_UNDER_WAY),
         delivery.c.attempts == attempt,
     )
     return connection.execute(delivery.update().where(ours).values(values)).rowcount == 1

@@ -22,11 +22,19 @@ class StudyState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """Where the delivery of one report to one destination stands."""
+    """Where the delivery of one report to one destination stands.
+
+    ``queued -> sending -> sent -> verifying -> delivered``: an archive's Success is not yet a proof that it has
+    the report. One that is found missing goes back to ``queued``. Where nothing can be asked, ``unverified`` is
+    the end: sent, not verified.
+    """
 
     QUEUED = "queued"
     SENDING = "sending"
+    SENT = "sent"
+    VERIFYING = "verifying"
     DELIVERED = "delivered"
+    UNVERIFIED = "unverified"
     FAILED_FINAL = "failed_final"
     CANCELLED = "cancelled"
 
@@ -40,7 +48,7 @@ class Purpose(StrEnum):
 
 
 class EventKind(StrEnum):
-    """What the listener notes in ``nn_event``; other rooms add kinds of theirs."""
+    """What listener and supervisor note in ``nn_event``; other rooms add kinds of theirs."""
 
     REFUSED = "refused"
     QUARANTINED = "quarantined"
@@ -51,7 +59,15 @@ class EventKind(StrEnum):
     OWN_REPORT = "own_report"
     FILE_LOST = "file_lost"
     FILE_INDEXED = "file_indexed"
+    TLS_REFUSED = "tls_refused"
+    NODE_STARTED = "node_started"
+    NODE_STOPPED = "node_stopped"
+    SETTINGS_CHANGED = "settings_changed"
+    SETTINGS_REFUSED = "settings_refused"
 
+
+STORED = frozenset({DeliveryState.SENT, DeliveryState.VERIFYING, DeliveryState.DELIVERED, DeliveryState.UNVERIFIED})
+"""Deliveries whose report the archive said it stored, proven or not."""
 
 FINISHED = frozenset({StudyState.REPORTED, StudyState.NOT_ANALYSED, StudyState.NO_CT, StudyState.FAILED})
 """States in which nothing more happens by itself until an image arrives or a person asks."""

@@ -6,11 +6,11 @@ one wins. The engine protects its own rows against a lost connection, ours are p
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
+from scp_node.ledger.engine import patiently
 from scp_node.ledger.tables import lease, step_outcome, step_start
 
 if TYPE_CHECKING:
@@ -22,29 +22,6 @@ if TYPE_CHECKING:
     """Writes the rows that belong to an outcome, in its transaction."""
 
 T = TypeVar("T")
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
-
-
-def patiently(work: Callable[[], T], *, limit_s: float, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Repeat a piece of database work while the database cannot be reached.
-
-    A restart or fail-over of the database must not become the verdict on a study.
-
-    Raises
-    ------
-    sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError
-        After ``limit_s`` seconds.
-    """
-    waited, pause = 0.0, _FIRST_PAUSE_S
-    while True:
-        try:
-            return work()
-        except (sa.exc.OperationalError, sa.exc.InterfaceError):
-            if waited >= limit_s:
-                raise
-        sleep(pause)
-        waited, pause = waited + pause, min(_LONGEST_PAUSE_S, 2 * pause)
 
 
 class Steps:
@@ -106,6 +83,18 @@ class Steps:
                 return int(connection.execute(query).scalar_one())
 
         return self._patiently(read)
+
+    def forgive(self) -> int:
+        """Take back the starts of this executor's steps that have no outcome: it is stopped as planned.
+
+        What a person or the service manager stopped did not fail; only what failed counts towards giving up.
+        """
+        ended = sa.select(step_outcome.c.key)
+        open_ones = step_start.c.key.not_in(ended)
+        last = sa.select(sa.func.max(step_start.c.id)).where(open_ones).group_by(step_start.c.key)
+        ours = sa.and_(step_start.c.executor == self._executor, step_start.c.id.in_(last))
+        with self._engine.begin() as connection:
+            return connection.execute(step_start.delete().where(ours)).rowcount
 
     def _note_start(self, key: str) -> None:
         row = {"key": key, "executor": self._executor, "started_at": self._clock.now()}

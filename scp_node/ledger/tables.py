@@ -39,6 +39,8 @@ study = Table(
     Column("last_received_at", Double, nullable=False),
     Column("next_look_at", Double),
     Column("state_changed_at", Double, nullable=False),
+    Column("waiting_since", Double),
+    Column("counted_from", Integer, nullable=False, default=0, server_default="0"),
     Index("nn_study_state", "state"),
 )
 
@@ -72,6 +74,8 @@ instance = Table(
     Column("called_ae", String(16), nullable=False),
     Column("peer", String(64), nullable=False),
     Column("received_at", Double, nullable=False),
+    Column("content_sha256", String(64)),
+    Column("removed_at", Double),
     UniqueConstraint("sop_instance_uid", "version", name="nn_instance_version"),
     Index("nn_instance_series", "study_uid", "series_uid"),
 )
@@ -105,8 +109,26 @@ delivery = Table(
     Column("last_error", Text),
     Column("created_at", Double, nullable=False),
     Column("state_changed_at", Double, nullable=False),
+    Column("sent_at", Double),
+    Column("verified_by", String(16)),
+    Column("transaction_uid", _UID),
+    Column("checks", Integer, nullable=False, default=0, server_default="0"),
+    Column("feeds", Integer, nullable=False, default=0, server_default="0"),
     UniqueConstraint("sop_instance_uid", "destination", name="nn_delivery_once"),
     Index("nn_delivery_due", "state", "next_attempt_at"),
+    Index("nn_delivery_transaction", "transaction_uid"),
+)
+
+destination = Table(
+    "nn_destination",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("failures", Integer, nullable=False, default=0, server_default="0"),
+    Column("opened_at", Double),
+    Column("probe_at", Double),
+    Column("why", Text),
+    Column("offers", JSON),
+    Column("asked_at", Double),
 )
 
 step_outcome = Table(
@@ -146,6 +168,27 @@ lease = Table(
     Column("slot", String(64), primary_key=True),
     Column("boot", String(32), nullable=False),
     Column("expires_at", Double, nullable=False),
+)
+
+association = Table(
+    "nn_association",
+    metadata,
+    Column("boot", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("calling_ae", String(16), nullable=False),
+    Column("opened_at", Double, nullable=False),
+)
+
+proof = Table(
+    "nn_proof",
+    metadata,
+    Column("study_uid", _UID, ForeignKey("nn_study.study_uid"), primary_key=True),
+    Column("images_at", Double, nullable=False),
+    Column("counts", String(8), nullable=False),
+    Column("geometry", Boolean),
+    Column("lungs", Boolean),
+    Column("text", Text, nullable=False),
+    Column("look_again_at", Double),
 )
 
 installation = Table(

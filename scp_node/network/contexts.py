@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pydicom import uid
+from pydicom._uid_dict import UID_dictionary
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from scp_node.ports import STORAGE_COMMITMENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +64,34 @@ def by_preference(proposed: Sequence[UID]) -> list[UID]:
     return sorted(proposed, key=lambda syntax: _RANK.get(syntax, _OTHERS))
 
 
+class _OfAnotherService(uid.UID):
+    """The UID of a class that is not stored, spelt so that the library looks it up among the supported contexts.
+
+    The library takes every class whose keyword it does not know for a storage class: retired services too, and
+    worklist queries, whose keyword it spells in another way than pydicom.
+    """
+
+    @property
+    def keyword(self) -> str:
+        """A keyword that the library knows."""
+        return "Verification"
+
+
+def may_be_stored(sop_class_uid: str) -> bool:
+    """Whether a class is one of objects: a storage class, a private class, or one that is newer than we are."""
+    name, kind, *_ = UID_dictionary.get(sop_class_uid, ("", ""))
+    if not name or kind not in {"SOP Class", "Meta SOP Class"}:
+        return True
+    return "Storage" in name and not any(service in name for service in ("Commitment", "Management", "Print"))
+
+
+def prepare(proposed: PresentationContext) -> None:
+    """Put what an association request proposes into the form in which the library answers it as we want."""
+    proposed.transfer_syntax = [*by_preference(proposed.transfer_syntax)]
+    if not may_be_stored(str(proposed.abstract_syntax)):
+        proposed._abstract_syntax = _OfAnotherService(str(proposed.abstract_syntax))
+
+
 def asks_for_storage(proposed: Sequence[PresentationContext]) -> bool:
-    """Whether any context is for more than C-ECHO."""
-    return any(context.abstract_syntax != Verification for context in proposed)
+    """Whether any context is for more than C-ECHO and answers to our storage commitment requests."""
+    return any(context.abstract_syntax not in (Verification, STORAGE_COMMITMENT) for context in proposed)

@@ -1,147 +1,264 @@
 """Guards the receiving side of each connection against peers that break the protocol, by fault or by intent.
 
-The library reads a PDU with no time limit and allocates whatever length it claims. The guard puts its own
-``recv`` in place of the library's: one absolute deadline for each PDU, caps on PDU and message, and AE titles
-repaired before the library can stumble over them. PS3.8 section 9.3.
+The library spends two threads on a connection before it has said anything, reads a PDU with no time limit and
+allocates whatever length it claims. Here a connection costs one descriptor until its association request is whole
+(:class:`WaitingRoom`), and afterwards every PDU has one absolute deadline and a cap (:class:`GuardedSocket`).
+PS3.8 section 9.3.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import resource
+import selectors
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
-from pynetdicom.transport import ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from scp_node.network.stream import GuardedSocket, Limits
+from scp_node.tls import why_no_handshake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pynetdicom.association import Association
+
+    from scp_node.network.stream import Serve
+
+    TlsRefused = Callable[[str, str], None]
+    """Told of a host whose handshake failed, and why; must not wait."""
 
 log = structlog.get_logger()
 
 PDU_HEADER: Final = 6
-ASSOCIATE_RQ, P_DATA = 0x01, 0x04
-PDU_TYPES: Final = range(0x01, 0x08)
-CALLED_AE, CALLING_AE = slice(4, 20), slice(20, 36)  # PS3.8 Table 9-11, counted behind the PDU header
+ASSOCIATE_RQ: Final = 0x01
+CALLED_AE, CALLING_AE = slice(10, 26), slice(26, 42)  # PS3.8 Table 9-11
 NO_TITLE: Final = b"ANONYMOUS"
-LEAST_PDU_CAP: Final = 1024 * 1024  # an association request with 128 contexts must fit
+MAX_REQUEST: Final = 1024 * 1024  # an association request with 128 contexts of every transfer syntax must fit
+NO_FILES_PAUSE_S: Final = 0.01
+MAX_HELD: Final = 32 * 1024 * 1024  # bytes of unfinished requests, of all connections together
+READ_AT_ONCE: Final = 65536
+TOO_MANY: Final = b"\x03\0\0\0\0\4\0\2\3\2"  # A-ASSOCIATE-RJ 2/3/2: transient, local limit exceeded
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a connection may do.
+@dataclass(slots=True)
+class Waiting:
+    """A connection whose association request is not whole yet."""
 
-    Attributes
-    ----------
-    request_s
-        Time for a PDU before there is an association; seconds.
-    pdu_s
-        Time for a PDU from its first to its last byte; seconds.
-    max_pdu
-        Largest P-DATA that we told the peer to send; bytes.
-    max_message
-        Largest DIMSE message; bytes.
+    connection: socket.socket
+    host: str
+    address: Any
+    since: float
+    handshaking: bool = False
+    received: bytearray = field(default_factory=bytearray)
+
+    def fault(self) -> str:
+        """Say why these bytes cannot be the beginning of an association request; empty when they can."""
+        if self.received and self.received[0] != ASSOCIATE_RQ:
+            return "no DICOM, or no association request: it does not begin with an A-ASSOCIATE-RQ"
+        length = self._length()
+        return f"an association request that claims {length} bytes" if length > MAX_REQUEST else ""
+
+    def is_whole(self) -> bool:
+        """Whether the request is there to its last byte."""
+        return len(self.received) >= PDU_HEADER and len(self.received) >= PDU_HEADER + self._length()
+
+    def _length(self) -> int:
+        return int.from_bytes(self.received[2:6], "big") if len(self.received) >= PDU_HEADER else 0
+
+
+class WaitingRoom:
+    """Holds connections until their whole association request has arrived; one thread, no thread for each.
+
+    Who has just come is never refused for those who came and said nothing: when there are too many, the one that
+    has waited longest goes, of the same host first.
     """
 
-    request_s: float
-    pdu_s: float
-    max_pdu: int
-    max_message: int
-
-
-class GuardedReceiver:
-    """Reads for one association, in place of ``AssociationSocket.recv``."""
-
-    def __init__(self, association: Association, connection: socket.socket, limits: Limits) -> None:
-        self._association = association
-        self._connection = connection
+    def __init__(self, limits: Limits, admit: Callable[[Waiting], None], tls: ssl.SSLContext | None = None) -> None:
         self._limits = limits
-        self._deadline = 0.0
-        self._pdu_type: int | None = None
-        self._message_bytes = 0
+        self._admit = admit
+        self._tls = tls
+        self._selector = selectors.DefaultSelector()
+        self._waiting: dict[int, Waiting] = {}
+        self._per_host: Counter[str] = Counter()
+        self._held = 0
+        self.tls_refused: TlsRefused | None = None
 
-    def recv(self, wanted: int) -> bytearray:
-        """Read exactly so many bytes: a PDU's header and its rest in turn.
+    def __len__(self) -> int:
+        return len(self._waiting)
 
-        Raises
-        ------
-        OSError
-            The peer was too slow, claimed too much or does not speak DICOM; the connection is closed then.
-        """
-        if self._pdu_type is None:
-            return self._header(wanted)
-        pdu_type, self._pdu_type = self._pdu_type, None
-        body = self._read(wanted)
-        if len(body) == wanted and pdu_type == ASSOCIATE_RQ:
-            repair_titles(body)
-        if len(body) == wanted and pdu_type == P_DATA:
-            self._count(body)
-        return body
-
-    def _header(self, wanted: int) -> bytearray:
-        asked = self._association.requestor.primitive is not None
-        self._deadline = time.monotonic() + (self._limits.pdu_s if asked else self._limits.request_s)
-        header = self._read(wanted)
-        if len(header) < PDU_HEADER:
-            return header
-        if header[0] not in PDU_TYPES:
-            raise self._closed("no DICOM: unknown PDU type")
-        length = int.from_bytes(header[2:6], "big")
-        if length > max(LEAST_PDU_CAP, self._limits.max_pdu + PDU_HEADER):
-            raise self._closed(f"a PDU that claims {length} bytes")
-        self._pdu_type = header[0]
-        return header
-
-    def _read(self, wanted: int) -> bytearray:
-        buffer = bytearray(wanted)
-        view, at = memoryview(buffer), 0
+    def serve(self, listening: socket.socket, poll_s: float, stopped: Callable[[], bool]) -> None:
+        """Accept and hold connections, until told to stop."""
+        listening.setblocking(False)
+        self._selector.register(listening, selectors.EVENT_READ)
         try:
-            while at < wanted:
-                self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
-                count = self._connection.recv_into(view[at:])
-                if count == 0:
-                    self._wake()
-                    break
-                at += count
-        except TimeoutError:
-            raise self._closed("too slow: a PDU was not complete in time") from None
-        except OSError:
-            self._wake()
-            raise
+            while not stopped():
+                for key, _ in self._selector.select(poll_s):
+                    self._turn_to(key.data, listening)
+                self._close_overdue()
         finally:
-            view.release()
-        self._connection.settimeout(self._limits.pdu_s)
-        del buffer[at:]
-        return buffer
+            for waiting in tuple(self._waiting.values()):
+                self._leave(waiting)
+                waiting.connection.close()
+            self._selector.close()
 
-    def _count(self, body: bytearray) -> None:
-        """Add up the fragments of a message, up to the one that is marked as its last (PS3.8 Annex E.2)."""
-        self._message_bytes += len(body)
-        if self._message_bytes > self._limits.max_message:
-            raise self._closed("an object larger than this node takes")
-        at = 0
-        while at + PDU_HEADER <= len(body):
-            if body[at + 5] & 0x02:
-                self._message_bytes = 0
-            at += 4 + int.from_bytes(body[at : at + 4], "big")
-
-    def _closed(self, why: str) -> OSError:
-        log.info("connection closed", why=why, peer=self._association.requestor.address)
+    def _turn_to(self, waiting: Waiting | None, listening: socket.socket) -> None:
         try:
-            self._connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            log.debug("the peer was gone already")
-        self._wake()
-        return ConnectionAbortedError(why)
+            if waiting is None:
+                self._accept(listening)
+            else:
+                self._attend(waiting)
+        except Exception:  # whatever one connection does, the room stays open for the others
+            log.exception("a connection failed by a bug", peer=waiting.host if waiting else "")
+            if waiting is not None and waiting.connection.fileno() in self._waiting:
+                self._drop(waiting, "")
 
-    def _wake(self) -> None:
-        if self._association.requestor.primitive is None:
-            end_half_open(self._association)
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(64):  # in turn with those who are here already
+            try:
+                connection, address = listening.accept()
+            except OSError as fault:
+                if fault.errno in {errno.EMFILE, errno.ENFILE}:
+                    self._evict("the process has no file descriptors left", None)
+                    time.sleep(NO_FILES_PAUSE_S)
+                return
+            try:
+                self._enter(connection, address)
+            except OSError:  # the peer is gone already
+                connection.close()
+
+    def _enter(self, connection: socket.socket, address: Any) -> None:
+        host = str(address[0])
+        connection.setblocking(False)
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        if self._per_host[host] >= self._limits.half_open_per_host:
+            self._evict("more than network.half_open_per_host", host)
+        elif len(self._waiting) >= self._limits.half_open:
+            self._evict("more than network.half_open", None)
+        waiting = Waiting(connection, host, address, time.monotonic(), handshaking=self._tls is not None)
+        self._waiting[connection.fileno()] = waiting
+        self._per_host[host] += 1
+        self._selector.register(connection, selectors.EVENT_READ, waiting)
+
+    def _attend(self, waiting: Waiting) -> None:
+        """Read what has come from one connection; let it go when its request is whole or can never be."""
+        if waiting.connection.fileno() not in self._waiting:
+            return  # evicted in this very round
+        try:
+            if waiting.handshaking and not self._shake_hands(waiting):
+                return
+            for data in _available(waiting.connection):
+                if not data:
+                    self._drop(waiting, "")
+                    return
+                self._held += len(data)
+                waiting.received += data
+                if fault := waiting.fault():
+                    self._drop(waiting, fault)
+                    return
+                if waiting.is_whole():
+                    self._leave(waiting)
+                    self._hand_over(waiting)
+                    return
+        except OSError:
+            self._drop(waiting, "")
+        if self._held > MAX_HELD:
+            self._evict("too many bytes of unfinished association requests", waiting.host)
+
+    def _shake_hands(self, waiting: Waiting) -> bool:
+        """Go on with a TLS handshake; say whether it is done. It never waits for the peer."""
+        connection = waiting.connection
+        assert isinstance(connection, ssl.SSLSocket)
+        try:
+            connection.do_handshake()
+        except ssl.SSLWantReadError:
+            self._selector.modify(connection, selectors.EVENT_READ, waiting)
+            return False
+        except ssl.SSLWantWriteError:
+            self._selector.modify(connection, selectors.EVENT_WRITE, waiting)
+            return False
+        except (ssl.SSLError, OSError) as fault:
+            why = why_no_handshake(fault)
+            log.warning("TLS connection refused", peer=waiting.host, why=why)
+            if self.tls_refused is not None:
+                self.tls_refused(waiting.host, why)
+            self._drop(waiting, "")
+            return False
+        self._selector.modify(connection, selectors.EVENT_READ, waiting)
+        waiting.handshaking = False
+        return True
+
+    def _hand_over(self, waiting: Waiting) -> None:
+        try:
+            self._admit(waiting)
+        except Exception:  # one connection fails, the room stays open
+            log.exception("a connection could not be served", peer=waiting.host)
+            waiting.connection.close()
+
+    def _close_overdue(self) -> None:
+        """Close whose request is overdue; the room is in the order of arrival."""
+        overdue = time.monotonic() - self._limits.request_s
+        while self._waiting:
+            oldest = next(iter(self._waiting.values()))
+            if oldest.since > overdue:
+                return
+            self._drop(oldest, "too slow: no whole association request in time")
+
+    def _evict(self, why: str, host: str | None) -> None:
+        """Close the connection that has waited longest: of this host, or of the host that has most of them."""
+        if not self._waiting:
+            return
+        crowd = host or self._per_host.most_common(1)[0][0]
+        oldest = next(waiting for waiting in self._waiting.values() if waiting.host == crowd)
+        self._drop(oldest, why)
+
+    def _drop(self, waiting: Waiting, why: str) -> None:
+        if why:  # who connects and closes is a port probe and not worth a line
+            log.info("connection closed", why=why, peer=waiting.host)
+        self._leave(waiting)
+        waiting.connection.close()
+
+    def _leave(self, waiting: Waiting) -> None:
+        self._selector.unregister(waiting.connection)
+        del self._waiting[waiting.connection.fileno()]
+        self._held -= len(waiting.received)
+        self._per_host[waiting.host] -= 1
+        if not self._per_host[waiting.host]:
+            del self._per_host[waiting.host]
+
+
+def _available(connection: socket.socket) -> Iterator[bytes]:
+    """Give what can be read without waiting; an empty piece is the end."""
+    while True:
+        try:
+            data = connection.recv(READ_AT_ONCE)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        yield data
+        if not data:
+            return
+
+
+def repair_titles(request: bytearray) -> None:
+    """Make the AE titles of an A-ASSOCIATE-RQ such that the library can read them and we can reject them.
+
+    NUL is padding to some senders, and some leave the calling title blank. Letters that a title may not have
+    become ``?``, which matches no title of ours.
+    """
+    for title_at in (CALLED_AE, CALLING_AE):
+        if len(request) >= title_at.stop:
+            title = bytes(request[title_at]).replace(b"\0", b" ").strip() or NO_TITLE
+            legal = bytes(c if 0x20 <= c < 0x7F and c != ord("\\") else ord("?") for c in title)
+            request[title_at] = legal.ljust(16)
 
 
 def end_half_open(association: Association) -> None:
@@ -149,60 +266,112 @@ def end_half_open(association: Association) -> None:
 
     Only before there is a request (``requestor.primitive``): it waits for one that will never come, and the
     library cannot abort what was not asked for (PS3.8 Table 9-10 has no such transition; its thread would die).
-    Afterwards the library notices by itself, and what we put into its queue would hide that from it.
     """
     association.dul.to_user_queue.put(None)
 
 
-def repair_titles(body: bytearray) -> None:
-    """Make the AE titles of an A-ASSOCIATE-RQ such that the library can read them and we can reject them.
+class GuardedHandler(RequestHandler):
+    """Makes an association of a connection, on a socket of ours instead of the library's."""
 
-    NUL is padding to some senders, and some leave the calling title blank. Letters that a title may not have
-    become ``?``, which matches no title of ours.
+    server: GuardedServer
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        guard = self.server.guard
+        if guard is not None:
+            # The library's socket has announced the connection (PS3.8 Evt5), and ours would a second time.
+            association.dul.event_queue.get_nowait()
+            request = self.server.requests.pop(self.request)
+            association.dul.socket = GuardedSocket(association, self.request, guard.limits, request, guard.serve)
+        return association
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a guarded server needs to know.
+
+    Attributes
+    ----------
+    limits
+        Of each connection.
+    serve
+        Answers C-STORE requests; ``None`` leaves them to the library.
+    sockets, sockets_per_host
+        Connections with an association request, at most.
     """
-    for field in (CALLED_AE, CALLING_AE):
-        if len(body) >= field.stop:
-            title = bytes(body[field]).replace(b"\0", b" ").strip() or NO_TITLE
-            legal = bytes(c if 0x20 <= c < 0x7F and c != ord("\\") else ord("?") for c in title)
-            body[field] = legal.ljust(16)
+
+    limits: Limits
+    serve: Serve | None
+    sockets: int
+    sockets_per_host: int
 
 
 class GuardedServer(ThreadedAssociationServer):
-    """Accepts connections up to a cap in all and for each host, before anything is spent on them."""
+    """The library's server; with a :class:`Guard`, nothing is spent on a connection before it has asked."""
 
-    request_queue_size = 128
-    may_connect: Callable[[str], bool] | None = None
+    request_queue_size = 1024
+    guard: Guard | None = None
+    tls: ssl.SSLContext | None = None
+    tls_refused: TlsRefused | None = None
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Say whether a new connection is served; otherwise it is closed at once."""
-        return self.may_connect is None or self.may_connect(str(client_address[0]))
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.requests: dict[Any, bytearray] = {}
+        self._stop = threading.Event()
+        self._stopped = threading.Event()
+        super().__init__(*arguments, **{**named, "request_handler": GuardedHandler})
 
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept connections until :meth:`shutdown`."""
+        if self.guard is None:
+            super().serve_forever(poll_interval)
+            return
+        try:
+            room = WaitingRoom(self.guard.limits, self._admit, self.tls)
+            room.tls_refused = self.tls_refused
+            room.serve(cast("socket.socket", self.socket), poll_interval, self._stop.is_set)
+        finally:
+            self._stopped.set()
 
-class ConnectionCount:
-    """Counts the living connections by host; half-open ones, without an association, apart.
+    def shutdown(self) -> None:
+        """Stop accepting, and close the port; associations go on."""
+        if self.guard is None:
+            super().shutdown()
+            return
+        self._stop.set()
+        self._stopped.wait()
+        self.server_close()
+        self.ae._servers.remove(self)
 
-    A connection that was just accepted has no thread yet and is counted by the next one: the caps may be
-    passed by the few that arrive in the same millisecond.
-    """
+    def _admit(self, guest: Waiting) -> None:
+        """Make an association of a connection whose request is whole, unless there are too many."""
+        if reason := self._too_many(guest.host):
+            log.warning("connection refused: too many", peer=guest.host, setting=f"network.{reason}")
+            with contextlib.suppress(OSError):
+                guest.connection.send(TOO_MANY)
+            guest.connection.close()
+            return
+        repair_titles(guest.received)
+        self.requests[guest.connection] = guest.received
+        try:
+            self.finish_request(guest.connection, guest.address)
+        finally:
+            self.requests.pop(guest.connection, None)
+        self.service_actions()  # the library collects its dead associations there
 
-    def __init__(self, *, in_all: int, per_host: int, half_open_per_host: int) -> None:
-        self._in_all = in_all
-        self._per_host = per_host
-        self._half_open_per_host = half_open_per_host
-        self._lock = threading.Lock()
-        self._refused: Counter[str] = Counter()
-
-    def allows(self, host: str, living: list[Association]) -> bool:
-        """Say whether a host may open one more connection beside those."""
-        here = [association for association in living if association.requestor.address == host]
-        half_open = sum(association.requestor.primitive is None for association in here)
-        reason = (
-            "max_sockets" * (len(living) >= self._in_all)
-            or "sockets_per_host" * (len(here) >= self._per_host)
-            or "half_open_per_host" * (half_open >= self._half_open_per_host)
+    def _too_many(self, host: str) -> str:
+        guard = cast("Guard", self.guard)
+        living = self.active_associations
+        here = sum(association.requestor.address == host for association in living)
+        return "max_sockets" * (len(living) >= guard.sockets) or "sockets_per_host" * (
+            here >= guard.sockets_per_host
         )
-        if reason:
-            with self._lock:
-                self._refused[host] += 1
-            log.warning("connection refused: too many", peer=host, setting=f"network.{reason}")
-        return not reason
+
+
+def raise_file_limit(wanted: int) -> int:
+    """Allow this process so many open files, as far as the system lets it; gives what it has then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < reachable:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+        return reachable
+    return soft if soft != resource.RLIM_INFINITY else wanted

@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING, cast
 
@@ -29,6 +30,14 @@ def quiet() -> None:
     """Keep the library's own messages out of our log: they carry stack traces for every port scan."""
     _config.LOG_HANDLER_LEVEL = "none"
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+
+
+def forget_warnings() -> None:
+    """Let this process drop the parser's warnings, which Python would remember: one for each odd UID ever seen.
+
+    A peer that sends a new one with every request would fill the memory. For processes that listen, at start.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning)
 
 
 def no_delay(event: Event) -> None:

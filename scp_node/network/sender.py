@@ -6,8 +6,9 @@ When to try again is not decided here: a :class:`SendResult` only says whether t
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pydicom import dcmread
@@ -21,17 +22,19 @@ from scp_node.identifiers import NotPart10, split_file
 from scp_node.implementation import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from scp_node.network.library import no_delay, quiet, send_encoded, socket_of
 from scp_node.ports import SendResult
+from scp_node.tls import ClientContext, Unusable, client_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from socket import socket as Socket
+    from ssl import SSLContext
 
     from pynetdicom.association import Association
     from pynetdicom.events import Event, EventHandlerType
     from pynetdicom.presentation import PresentationContext
 
     from scp_node.identifiers import Part10
-    from scp_node.settings import Destination, NetworkSettings
+    from scp_node.settings import Destination, NetworkSettings, TlsSettings
 
 
 def kind_of_status(status: int | None) -> SendResult:
@@ -84,6 +87,8 @@ class DicomArchive:
         Our own AE title.
     network
         Time limits, ``[network]``.
+    tls
+        Our certificate and whom we trust, ``[tls]``; needed for destinations that are reached over TLS.
 
     Notes
     -----
@@ -91,10 +96,13 @@ class DicomArchive:
     asynchronous operations window is proposed: some archives drop the connection then.
     """
 
-    def __init__(self, destination: Destination, calling_ae: str, network: NetworkSettings) -> None:
+    def __init__(
+        self, destination: Destination, calling_ae: str, network: NetworkSettings, tls: TlsSettings | None = None
+    ) -> None:
         quiet()
         self._destination = destination
         self._network = network
+        self._tls = tls
         self._ae = AE(ae_title=calling_ae)
         self._ae.connection_timeout = network.connect_timeout_s
         self._ae.acse_timeout = network.association_timeout_s
@@ -188,38 +196,57 @@ class DicomArchive:
     def _open(self, contexts: list[PresentationContext]) -> _Exchange:
         to = self._destination
         created: list[Socket] = []
-        connected: list[bool] = []
+        connected: list[Socket] = []
 
         def asked(event: Event) -> None:
             if not created:
                 created.append(socket_of(event))
 
         def opened(event: Event) -> None:
-            connected.append(True)
+            connected.append(socket_of(event))
             no_delay(event)
             socket_of(event).settimeout(self._network.send_timeout_s)
 
         handlers: list[EventHandlerType] = [(evt.EVT_ACSE_SENT, asked), (evt.EVT_CONN_OPEN, opened)]
+        tls = self._tls_context() if to.tls else None
+        if isinstance(tls, Unusable):
+            return _Exchange(failure=SendResult("retry", None, f"{tls.text} {tls.action}"))
+        tls_args = None if tls is None else (cast("SSLContext", tls), to.tls_name or to.host)
         try:
             association = self._ae.associate(
-                to.host, to.port, contexts, ae_title=to.ae_title, evt_handlers=handlers
+                to.host, to.port, contexts, ae_title=to.ae_title, evt_handlers=handlers, tls_args=tls_args
             )
         except OSError as fault:  # the host's name is unknown
             text = f"{to.host} cannot be resolved ({fault.strerror or 'unknown host'})."
             return _Exchange(failure=SendResult("retry", None, text))
         if association.is_established:
             return _Exchange(association)
+        for left_open in connected:  # the library forgets a socket whose peer was gone first
+            left_open.close()
         if association.is_rejected:
             return _Exchange(failure=self._rejection(association))
         if association.rejected_contexts and not association.accepted_contexts:
             return _Exchange(nothing_accepted=True)
+        if tls is not None and tls.failure:
+            text = f"No TLS connection to {to.host}:{to.port}. {tls.failure}"
+            return _Exchange(failure=SendResult("retry", None, text))
         if not connected:
             for left_open in created:  # the library forgets a socket that could not connect
                 left_open.close()
             text = f"No connection to {to.host}:{to.port}; is the archive running and the port right?"
             return _Exchange(failure=SendResult("retry", None, text))
         text = f"{to.host}:{to.port} connected, but did not answer our association request."
+        if tls is not None:
+            text += " Perhaps it does not trust our certificate; its log says so."
         return _Exchange(failure=SendResult("retry", None, text))
+
+    def _tls_context(self) -> ClientContext | Unusable:
+        identity = self._tls.identity if self._tls is not None else None
+        if identity is None:
+            text = f"{self._destination.name} is reached over TLS, and [tls] does not name certificate, key and ca."
+            return Unusable(text, "Name them there.")
+        own_ca = self._destination.tls_ca
+        return client_context(replace(identity, authorities=Path(own_ca)) if own_ca else identity)
 
     def _rejection(self, association: Association) -> SendResult:
         answer = association.acceptor.primitive

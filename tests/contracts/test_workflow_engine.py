@@ -1,19 +1,29 @@
-"""What we rely on in the workflow engine, one test for each call that ``scp_node.workflow`` makes (SQLite)."""
+"""What we rely on in the workflow engine, one test for each call that ``scp_node.workflow`` makes; both databases.
+
+The simulator's engine (``tests/simulator/engine.py``) has to do the same.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
 from dbos import error as engine_error
 
-from scp_node.ledger.engine import make_engine
+from scp_node.ledger.engine import ENGINE_SCHEMA, has_tables, make_engine
 from scp_node.workflow import upgrade_database, upgrade_engine_schema
+from tests.postgres import DATABASES
+from tests.simulator.engine import SimulatedClient, SimulatedEngine, upgrade_simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VERSION, EXECUTOR = "contract-1", "slot-a"
 calls: list[tuple[object, ...]] = []
@@ -23,7 +33,17 @@ class FleetingError(Exception):
     """Worth another try."""
 
 
-def register():
+@dataclass(frozen=True)
+class Library:
+    """The engine under test: the real one, or the simulator's."""
+
+    engine: Any
+    client: Any
+    upgrade: Callable[[str], None]
+    upgrade_engine: Callable[[str], None]
+
+
+def register(DBOS):
     """The runs of these tests; the registry lives as long as the module's engine."""
 
     @DBOS.step(
@@ -60,10 +80,25 @@ def register():
         time.sleep(seconds)
 
 
+@pytest.fixture(scope="module", params=[*DATABASES, "simulated"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    url = f"sqlite:///{tmp_path_factory.mktemp('engine') / 'node.sqlite'}"
-    upgrade_database(url)
+def library(kind):
+    if kind == "simulated":
+        return Library(SimulatedEngine(), SimulatedClient, upgrade_simulated, upgrade_simulated)
+    return Library(DBOS, DBOSClient, upgrade_database, upgrade_engine_schema)
+
+
+@pytest.fixture(scope="module")
+def url(request, kind, library, tmp_path_factory):
+    if kind != "postgresql":
+        url = f"sqlite:///{tmp_path_factory.mktemp('engine') / 'node.sqlite'}"
+    else:
+        url = request.getfixturevalue("postgres").new_database()
+    library.upgrade(url)
     return url
 
 
@@ -75,24 +110,24 @@ def engine(url):
 
 
 @pytest.fixture(scope="module")
-def launched(url):
+def launched(url, library):
     logging.getLogger("dbos").addHandler(logging.NullHandler())
     own = make_engine(url)
-    DBOS(config=config(url, own))
-    register()
-    DBOS.launch()
-    DBOS.register_queue(
+    library.engine(config=config(url, own))
+    register(library.engine)
+    library.engine.launch()
+    library.engine.register_queue(
         "work", worker_concurrency=1, polling_interval_sec=0.05, on_conflict="update_if_latest_version"
     )
     yield
-    DBOS.destroy(destroy_registry=True)
+    library.engine.destroy(destroy_registry=True)
     own.dispose()
 
 
 @pytest.fixture
-def client(engine, launched):
+def client(engine, launched, library):
     calls.clear()
-    return DBOSClient(
+    return library.client(
         system_database_engine=engine,
         serializer=DBOSPortableJSONSerializer(),
         application_name="contract",
@@ -123,22 +158,34 @@ def options(run_id, name="echoes", queue="work", **more):
     } | more
 
 
+def table(engine, name):
+    """A table of the engine, by the name that SQL needs."""
+    return name if engine.dialect.name == "sqlite" else f"{ENGINE_SCHEMA}.{name}"
+
+
 def status_of(client, run_id):
     runs = client.list_workflows(workflow_ids=[run_id], load_input=False, load_output=False)
     return runs[0].status if runs else None
 
 
-def wait(client, run_id, status, within_s=20.0):
+def wait(client, run_id, status, within_s=120.0):
     deadline = time.monotonic() + within_s
     while (now := status_of(client, run_id)) != status:
         assert time.monotonic() < deadline, now
         time.sleep(0.02)
 
 
-def test_migrating_twice_changes_nothing(url, engine):
-    upgrade_engine_schema(url)
+def test_migrating_twice_changes_nothing(url, engine, library):
+    library.upgrade_engine(url)
     with engine.connect() as connection:
-        assert connection.execute(sa.text("SELECT count(*) FROM dbos_migrations")).scalar_one() == 1
+        assert connection.execute(sa.text(f"SELECT count(*) FROM {table(engine, 'dbos_migrations')}")).scalar() == 1
+
+
+def test_the_engines_tables_are_found_where_it_keeps_them(engine):
+    assert has_tables(engine, "nn_study", "dbos_migrations", "workflow_status")
+    assert not has_tables(engine, "nn_study", "no_such_table")
+    ours = set(sa.inspect(engine).get_table_names())
+    assert ("dbos_migrations" in ours) is (engine.dialect.name == "sqlite")
 
 
 def test_an_enqueued_run_is_done_by_its_queue(client):
@@ -176,7 +223,8 @@ def test_arguments_are_kept_as_json_and_read_back_in_order(client, engine):
     (run,) = client.list_workflows(workflow_ids=["json"], load_output=False)
     assert tuple(run.input["args"]) == ("hello", True)
     with engine.connect() as connection:
-        stored = connection.execute(sa.text("SELECT inputs FROM workflow_input WHERE workflow_uuid = 'json'"))
+        inputs = table(engine, "workflow_input")
+        stored = connection.execute(sa.text(f"SELECT inputs FROM {inputs} WHERE workflow_uuid = 'json'"))
         assert json.loads(stored.scalar_one())["positionalArgs"] == ["hello", True]
 
 
@@ -188,22 +236,22 @@ def test_a_step_is_repeated_for_faults_that_may_pass_and_for_no_others(client):
     assert calls == [("flaky", "fleeting")] * 3 + [("flaky", "final")]
 
 
-def test_a_run_of_a_dead_executor_stays_pending_until_it_is_put_back(client, engine):
+def test_a_run_of_a_dead_executor_stays_pending_until_it_is_put_back(client, engine, library):
     orphan(client, engine, "orphan", recovery_attempts=1)
     time.sleep(0.3)
     assert status_of(client, "orphan") == "PENDING"
-    pending = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+    pending = library.engine.list_workflows(status="PENDING", load_input=False, load_output=False)
     assert [run.executor_id for run in pending] == ["dead"]
-    assert len(DBOS._recover_pending_workflows(["dead"])) == 1
-    assert DBOS._recover_pending_workflows(["dead"]) == []
+    assert len(library.engine._recover_pending_workflows(["dead"])) == 1
+    assert library.engine._recover_pending_workflows(["dead"]) == []
     wait(client, "orphan", "SUCCESS")
     (run,) = client.list_workflows(workflow_ids=["orphan"])
     assert (run.queue_name, run.recovery_attempts) == ("work", 2)
 
 
-def test_a_run_that_was_started_three_times_is_given_up(client, engine):
+def test_a_run_that_was_started_three_times_is_given_up(client, engine, library):
     orphan(client, engine, "poison", recovery_attempts=3)
-    DBOS._recover_pending_workflows(["dead"])
+    library.engine._recover_pending_workflows(["dead"])
     wait(client, "poison", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
     assert calls == []
 
@@ -244,22 +292,25 @@ def orphan(client, engine, run_id, *, recovery_attempts):
     with engine.begin() as connection:
         connection.execute(
             sa.text(
-                "UPDATE workflow_status SET status = 'PENDING', executor_id = 'dead', queue_name = 'work', "
+                f"UPDATE {table(engine, 'workflow_status')} "
+                "SET status = 'PENDING', executor_id = 'dead', queue_name = 'work', "
                 "recovery_attempts = :attempts WHERE workflow_uuid = :id"
             ),
             {"attempts": recovery_attempts, "id": run_id},
         )
 
 
-def test_an_engine_schema_that_is_missing_is_refused_at_launch(tmp_path):
+def test_an_engine_schema_that_is_missing_is_refused_at_launch(engine, library, tmp_path, request):
     """Runs last: the engine is one for a process."""
-    DBOS.destroy(destroy_registry=True)
+    library.engine.destroy(destroy_registry=True)
     url = f"sqlite:///{tmp_path / 'empty.sqlite'}"
+    if engine.dialect.name != "sqlite":
+        url = request.getfixturevalue("postgres").new_database()
     own = make_engine(url)
     with own.connect():
         pass
-    DBOS(config=config(url, own))
+    library.engine(config=config(url, own))
     with pytest.raises(engine_error.DBOSInitializationError):
-        DBOS.launch()
-    DBOS.destroy(destroy_registry=True)
+        library.engine.launch()
+    library.engine.destroy(destroy_registry=True)
     own.dispose()

@@ -20,6 +20,7 @@ from demo.archive import start_archive
 from demo.dicom_client import Peer, echo
 from demo.processes import free_ports, tail
 from scp_node.ledger import overview
+from scp_node.ledger.states import STORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,7 +159,7 @@ class RunningNode:
     def delivered(self, study_uid: str) -> bool:
         """Whether there is a delivery, and none of them is still on its way."""
         states = {delivery.state for delivery in self.deliveries(study_uid)}
-        return states == {"delivered"}
+        return bool(states) and states <= STORED
 
     def children(self, word: str) -> list[psutil.Process]:
         """The node's processes with a word in their command line: ``work``, ``listen``, a module's name."""

@@ -209,8 +209,7 @@ def test_an_older_database_stops_the_process_with_what_to_do(tmp_path, monkeypat
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE nn_alembic_version SET version_num = '0000'"))
     engine.dispose()
-    monkeypatch.setattr(
-        "scp_node.network.listener.signal", SimpleNamespace(signal=lambda *_: None, SIGTERM=1, SIGINT=2)
-    )
+    no_signals = SimpleNamespace(signal=lambda *_: None, SIGTERM=1, SIGINT=2, SIGHUP=3)
+    monkeypatch.setattr("scp_node.reload.signal", no_signals)
     assert run_listener(settings) == 78
     assert "run: nodule-node db upgrade" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.presentation import build_context
 
 from scp_node.network.guard import repair_titles
+from scp_node.network.library import socket_of
 from tests.integration.test_receive_admission import ask
 from tests.listening import listening
 
@@ -221,9 +222,9 @@ def test_a_blank_calling_title_can_be_allowed_by_name(tmp_path):
 
 
 def test_a_request_too_short_for_titles_is_left_alone():
-    body = bytearray(b"\0\x01\0\0SHORT")
-    repair_titles(body)
-    assert body == b"\0\x01\0\0SHORT"
+    request = bytearray(b"\x01\0\0\0\0\x09\0\x01\0\0SHORT")
+    repair_titles(request)
+    assert request == b"\x01\0\0\0\0\x09\0\x01\0\0SHORT"
 
 
 def test_connections_are_sent_without_delay(node, monkeypatch):
@@ -234,7 +235,7 @@ def test_connections_are_sent_without_delay(node, monkeypatch):
 
     def spy(event):
         original(event)
-        seen.append(listener.socket_of(event).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        seen.append(socket_of(event).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     monkeypatch.setattr(listener, "no_delay", spy)
     assert ask(node.port) is None

@@ -82,7 +82,7 @@ def _live_through(node: WorkerNode) -> None:
     node.start()
 
     def all_sent():
-        return {row.state for row in node.rows(tables.delivery)} <= {"delivered", "cancelled"}
+        return {row.state for row in node.rows(tables.delivery)} <= {"unverified", "cancelled"}
 
     def settled():
         states = [node.state(study.study_uid) for study in (CHEST, SHORT, MR, LATE)]
@@ -102,13 +102,13 @@ def test_a_study_becomes_one_report_at_each_destination_in_the_form_it_takes(sto
     assert story.studies[CHEST.study_uid].state == StudyState.REPORTED
 
 
-def test_a_refused_form_is_cancelled_visibly_and_the_other_one_delivered(story):
+def test_a_refused_form_is_cancelled_visibly_and_the_other_one_sent(story):
     assert story.deliveries_of(CHEST) == {
-        ("modern", "delivered"),
-        ("plain", "delivered"),
-        ("incurious", "delivered"),
+        ("modern", "unverified"),
+        ("plain", "unverified"),
+        ("incurious", "unverified"),
         ("refusing", "cancelled"),
-        ("refusing", "delivered"),
+        ("refusing", "unverified"),
     }
     told = [row.text for row in story.events if row.study_uid == CHEST.study_uid]
     assert "refusing does not take Comprehensive 3D SR; Comprehensive SR is sent instead." in told
@@ -133,7 +133,7 @@ def test_late_images_make_a_second_report_that_names_the_first(story):
 
 
 def test_a_study_that_cannot_be_analysed_is_reported_as_such_only_where_that_is_wanted(story):
-    assert story.deliveries_of(SHORT) >= {("modern", "delivered"), ("plain", "delivered")}
+    assert story.deliveries_of(SHORT) >= {("modern", "unverified"), ("plain", "unverified")}
     assert story.reports_of(SHORT, "incurious") == []
     assert story.studies[SHORT.study_uid].codes[0] == "TOO_FEW_SLICES"
     decision = story.decisions[SHORT.study_uid]

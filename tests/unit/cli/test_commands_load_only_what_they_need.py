@@ -38,7 +38,10 @@ def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
         ["status"],
         ["status", "--json"],
         ["explain", "1.2"],
+        ["events", "1.2"],
         ["retry", "1.2"],
+        ["reprocess", "1.2"],
+        ["conformance", "--out", "conformance.md"],
         ["config", "check"],
     ]
     assert loaded(tmp_path, lines) == []
@@ -46,6 +49,14 @@ def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
 
 def test_the_listener_loads_nothing_heavy(tmp_path: Path) -> None:
     assert loaded(tmp_path, [], ("scp_node.cli.listen", "scp_node.network.listener")) == []
+
+
+def test_the_process_that_others_look_at_loads_nothing_heavy(tmp_path: Path) -> None:
+    assert loaded(tmp_path, [], ("scp_node.cli.metrics", "scp_node.monitoring.process")) == []
+
+
+def test_the_supervisor_loads_nothing_heavy(tmp_path: Path) -> None:
+    assert loaded(tmp_path, [], ("scp_node.cli.serve", "scp_node.supervisor")) == []
 
 
 def test_the_probe_notices_a_heavy_package(tmp_path: Path) -> None:

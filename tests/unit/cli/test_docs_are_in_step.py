@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_every_code_and_every_answer_has_its_place() -> None:
     page = pages()["codes.md"]
     assert all(f"### {code}\n" in page for code in CODES)
     assert all(f"| `{answer.name}` | `0x{answer.status:04X}` |" in page for answer in Answer)
+
+
+def test_every_code_on_the_page_has_a_cause_and_a_cure() -> None:
+    sections = (DOCS / "codes.md").read_text(encoding="utf-8").split("\n### ")[1:]
+    assert [section.splitlines()[0] for section in sections] == list(CODES)
+    for section in sections:
+        assert re.search(r"^- Usual cause: \S.{4,}\.$", section, re.MULTILINE), section
+        assert re.search(r"^- What to do: \S.{5,}\.$", section, re.MULTILINE), section
+    assert all(answer.advice for answer in Answer)
+    assert all(answer.comment for answer in Answer if answer.status)
 
 
 def test_the_reference_is_read_with_meaning_default_and_lists() -> None:

@@ -21,9 +21,13 @@ def test_the_commands_are_those_the_issue_names() -> None:
         "doctor",
         "status",
         "explain",
+        "events",
         "retry",
+        "reprocess",
         "detect",
+        "conformance",
         "db upgrade",
+        "db backup",
     ]
 
 
@@ -48,7 +52,7 @@ def options_of(line: str) -> list[str]:
     return [word for word in shlex.split(line) if word.startswith("--")]
 
 
-@pytest.mark.parametrize("words", [*COMMAND_LINES, ("listen",), ("work",)], ids=" ".join)
+@pytest.mark.parametrize("words", [*COMMAND_LINES, ("listen",), ("work",), ("metrics",)], ids=" ".join)
 def test_every_command_takes_config_and_says_its_default(words: tuple[str, ...]) -> None:
     text = " ".join(help_text(words).split())
     assert "--config FILE Settings file. Default: node.toml in the current folder, else the packaged one." in text

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.detect.detector import probability, select
+from pipeline.detect.detector import raw_score, select
 from pipeline.detect.nms import local_maxima, rank, suppress
 from pipeline.detect.reduce import Mark
 from pipeline.detect.weights import Calibration
@@ -78,9 +78,9 @@ def test_no_marks_are_no_findings():
 
 @pytest.mark.parametrize(("score", "logit", "expected"), [(0.5, 0.0, 0.5), (0.9, 0.0, 0.9), (0.5, 2.0, 0.7310586)])
 def test_probability_joins_both_stages(score, logit, expected):
-    assert probability(Mark((0, 0, 0), 5.0, score, logit), Calibration(1.0, 0.5, 0.0)) == pytest.approx(expected)
+    assert raw_score(Mark((0, 0, 0), 5.0, score, logit), Calibration(1.0, 0.5, 0.0)) == pytest.approx(expected)
 
 
 def test_extreme_scores_stay_probabilities():
-    assert 0.0 < probability(Mark((0, 0, 0), 5.0, 0.0, -1e9), Calibration(1.0, 1.0, 0.0)) < 1e-9
-    assert probability(Mark((0, 0, 0), 5.0, 1.0, 1e9), Calibration(1.0, 1.0, 0.0)) < 1.0
+    assert 0.0 < raw_score(Mark((0, 0, 0), 5.0, 0.0, -1e9), Calibration(1.0, 1.0, 0.0)) < 1e-9
+    assert raw_score(Mark((0, 0, 0), 5.0, 1.0, 1e9), Calibration(1.0, 1.0, 0.0)) < 1.0

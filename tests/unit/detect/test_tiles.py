@@ -50,8 +50,8 @@ def test_masked_fourth_layer_scores_the_mask_alone_and_the_same():
 def test_empty_tiles_are_skipped_and_full_ones_are_not():
     search = np.zeros((20, 20, 20), bool)
     search[2, 3, 4] = search[18, 18, 18] = True
-    shape, tiles = valid_tiles(search, (5, 5, 5), (1, 2, 2), (10, 30, 30), (5, 15, 15))
-    assert shape == (14, 38, 38)
+    tiles = valid_tiles(search, (5, 5, 5), (1, 2, 2), (10, 30, 30), (5, 15, 15))
+    assert {tile.shape_zyx for tile in tiles} == {(14, 38, 38)}
     assert [tile.begin_zyx for tile in tiles] == [(2, 3, 4), (18, 18, 18)]
     assert tiles[0].first_zyx == (-3, -9, -7)
     assert tiles[1].end_zyx == (20, 20, 20)
@@ -65,10 +65,11 @@ def test_padded_tiles_cover_any_search_region_evenly_with_margins_at_inner_edges
     high = [int(rng.integers(a + 1, n + 1)) for a, n in zip(low, search.shape, strict=True)]
     search[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = True
     margin, stride, coarsest = (8, 16, 16), (2, 4, 4), (16, 32, 32)
-    shape, tiles = padded_tiles(search, (64, 128, 160), margin, stride, coarsest)
-    assert all(n % c == 0 and n <= m for n, c, m in zip(shape, coarsest, (64, 128, 160), strict=True))
+    tiles = padded_tiles(search, (64, 128, 160), margin, stride, coarsest)
     count = np.zeros(search.shape, int)
     for tile in tiles:
+        shape = tile.shape_zyx
+        assert all(n % c == 0 and n <= m for n, c, m in zip(shape, coarsest, (64, 128, 160), strict=True))
         count[tile.in_scores] += 1
         for axis in range(3):
             before = tile.skip_zyx[axis] * stride[axis]
@@ -78,6 +79,17 @@ def test_padded_tiles_cover_any_search_region_evenly_with_margins_at_inner_edges
             assert after >= (0 if tile.end_zyx[axis] == high[axis] else margin[axis])
     assert count.max() == 1
     assert count[search].min() == 1
+
+
+def test_a_narrow_top_costs_less_than_the_box_around_everything():
+    search = np.zeros((96, 64, 96), bool)
+    search[:56, 28:36, 40:56] = True
+    search[56:] = True
+    tiles = padded_tiles(search, (96, 352, 512), (8, 16, 16), (2, 4, 4), (16, 32, 32))
+    across = {tile.shape_zyx[1:] for tile in tiles}
+    assert (32, 64) in across
+    assert (256, 384) in across
+    assert sum(np.prod(tile.shape_zyx) for tile in tiles) < 192 * 256 * 384
 
 
 def test_a_place_to_search_outside_every_tile_is_an_error():
@@ -93,8 +105,8 @@ def test_a_tile_too_short_for_its_margins_is_refused():
 
 
 def test_nothing_to_search_needs_no_tile():
-    assert padded_tiles(np.zeros((4, 4, 4), bool), (64, 64, 64), (8, 16, 16), (2, 4, 4), (16, 32, 32))[1] == ()
-    assert valid_tiles(np.zeros((4, 4, 4), bool), (2, 2, 2), (1, 2, 2), (10, 30, 30), (5, 15, 15))[1] == ()
+    assert padded_tiles(np.zeros((4, 4, 4), bool), (64, 64, 64), (8, 16, 16), (2, 4, 4), (16, 32, 32)) == ()
+    assert valid_tiles(np.zeros((4, 4, 4), bool), (2, 2, 2), (1, 2, 2), (10, 30, 30), (5, 15, 15)) == ()
 
 
 @torch.inference_mode()
@@ -105,12 +117,12 @@ def test_every_modern_cell_holds_the_answer_of_the_network_on_its_own_tile():
     CPU.place(net)
     answer = ModernScreening(net, spec, CPU).answer(scan, ignore)
     assert answer.shape == (5, 20, 25, 38)
-    shape, tiles = padded_tiles(
-        np.ones(answer.shape[1:], bool), spec.tile_zyx, spec.margin_zyx, (2, 4, 4), (16, 32, 32)
-    )
+    tiles = padded_tiles(np.ones(answer.shape[1:], bool), spec.tile_zyx, spec.margin_zyx, (2, 4, 4), (16, 32, 32))
     assert len(tiles) == 1 * 2 * 2
     for tile in tiles:
-        direct = net(CPU.tensor(cut(scan.hu, tile.first_zyx, shape, -1000)[None], scan.preprocessing))[0].numpy()
+        direct = net(CPU.tensor(cut(scan.hu, tile.first_zyx, tile.shape_zyx, -1000)[None], scan.preprocessing))[
+            0
+        ].numpy()
         for cell in (tile.begin_zyx, tuple(e - 1 for e in tile.end_zyx)):
             first = [c - f // s for c, f, s in zip(cell, tile.first_zyx, (2, 4, 4), strict=True)]
             assert np.allclose(answer[:, *cell], direct[:, *first], atol=1e-4)

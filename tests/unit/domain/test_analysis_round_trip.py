@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.domain.finding import Candidate, Finding, ModelIdentity, OperatingPoint
 from pipeline.domain.outcome import Code, Notice, Outcome, Refusal
-from pipeline.domain.result import Analysis, from_record, to_document, to_record
+from pipeline.domain.result import Analysis, Coverage, from_record, to_document, to_record
 from pipeline.domain.volume import ReceivedGeometry
 
 ANALYSED = Analysis(
@@ -20,6 +20,7 @@ ANALYSED = Analysis(
     model=ModelIdentity("nodule", "1", "modern", "ab" * 32),
     operating_point=OperatingPoint("1fp", 0.5, 1.0),
     timings_s={"stage1": 3.5},
+    coverage=Coverage((("1.2.3.4.1", None), ("1.2.3.4.2", 7)), 141, 1),
 )
 REFUSED = Analysis("1.2.3", "1.2.3.5", Outcome.NOT_ANALYSED, Refusal(Code.MISSING_SLICES, "3 slices are missing."))
 

@@ -12,8 +12,8 @@ from tests.ledgers import add_image, add_study, empty_ledger
 
 
 @pytest.fixture
-def engine(tmp_path):
-    with empty_ledger(tmp_path) as engine:
+def engine(tmp_path, ledger_url):
+    with empty_ledger(tmp_path, ledger_url) as engine:
         yield engine
 
 
@@ -79,7 +79,7 @@ def test_the_facts_of_a_waiting_study_count_newest_ct_images_only(engine):
     add_study(engine, "1.2", images=0)
     add_image(engine, "1.2", "1.2.1.1", purpose=Purpose.OTHER)
     add_image(engine, "1.2", "1.2.1.2", is_newest=False)
-    add_study(engine, "1.3", state_changed_at=150.0, last_received_at=160.0, next_look_at=300.0)
+    add_study(engine, "1.3", waiting_since=150.0, last_received_at=160.0, next_look_at=300.0)
     facts = {seen.study_uid: seen.facts for seen in Studies(engine).waiting()}
     assert not facts["1.2"].holds_ct
     assert facts["1.3"].holds_ct

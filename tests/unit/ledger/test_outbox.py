@@ -8,20 +8,20 @@ import pytest
 import sqlalchemy as sa
 
 from scp_node.ledger import tables
-from scp_node.ledger.outbox import Outbox, RetryPolicy, put
+from scp_node.ledger.outbox import Outbox, put
 from scp_node.ledger.states import DeliveryState
 from scp_node.ports import SendResult
-from tests.ledgers import add_study, empty_ledger, new_report
+from tests.ledgers import add_study, empty_ledger, new_report, retry_policy
 
-POLICY = RetryPolicy((30.0,), jitter=0.0, give_up_s=3600.0)
+POLICY = retry_policy()
 STORED = SendResult("delivered", 0, "Stored.")
 NO_CONNECTION = SendResult("retry", None, "No connection.")
 REFUSED = SendResult("refused", 0xA900, "The archive refuses this report (0xA900).")
 
 
 @pytest.fixture
-def engine(tmp_path):
-    with empty_ledger(tmp_path) as engine:
+def engine(tmp_path, ledger_url):
+    with empty_ledger(tmp_path, ledger_url) as engine:
         add_study(engine)
         yield engine
 
@@ -38,8 +38,10 @@ def claim(engine, now=100.0):
     return claimed
 
 
-def settle(engine, delivery_id, attempt, result, now=100.0):
-    return Outbox(engine).settle(delivery_id, attempt, result, policy=POLICY, rng=Random(1), now=now)
+def settle(engine, delivery_id, attempt, result, now=100.0, provable=True):
+    return Outbox(engine).settle(
+        delivery_id, attempt, result, policy=POLICY, rng=Random(1), now=now, provable=provable
+    )
 
 
 def states(engine):
@@ -91,9 +93,9 @@ def test_an_unreachable_destination_is_tried_again_later_with_the_next_attempt(e
 def test_an_attempt_is_settled_once(engine):
     put_all(engine, new_report())
     ((number, attempt),) = claim(engine)
-    assert settle(engine, number, attempt, STORED) == DeliveryState.DELIVERED
+    assert settle(engine, number, attempt, STORED) == DeliveryState.SENT
     assert settle(engine, number, attempt, NO_CONNECTION) is None
-    assert states(engine) == [("pacs", "delivered")]
+    assert states(engine) == [("pacs", "sent")]
 
 
 def test_a_refusal_stops_and_says_why_until_a_person_asks_again(engine):
@@ -132,7 +134,7 @@ def test_another_form_takes_the_place_of_a_refused_one(engine):
     assert states(engine) == [("pacs", "cancelled"), ("pacs", "queued")]
 
 
-def test_only_a_delivered_report_of_an_earlier_revision_is_a_predecessor(engine):
+def test_only_a_stored_report_of_an_earlier_revision_is_a_predecessor(engine):
     outbox = Outbox(engine)
     put_all(engine, new_report("9.1"))
     assert outbox.last_delivered("pacs", "1.2", before_revision=2) is None

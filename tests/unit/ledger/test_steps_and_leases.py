@@ -1,11 +1,12 @@
-"""The first stored outcome of a step counts; a slot is held by one boot until its lease runs out."""
+"""The first stored outcome of a step counts; a slot is held by one boot until its lease ends; both databases."""
 
 from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
 
-from scp_node.ledger.steps import Leases, Steps, patiently
+from scp_node.ledger.engine import patiently
+from scp_node.ledger.steps import Leases, Steps
 from scp_node.ledger.tables import event
 from tests.ledgers import empty_ledger
 
@@ -16,8 +17,8 @@ class StoppedClock:
 
 
 @pytest.fixture
-def engine(tmp_path):
-    with empty_ledger(tmp_path) as engine:
+def engine(tmp_path, ledger_url):
+    with empty_ledger(tmp_path, ledger_url) as engine:
         yield engine
 
 

@@ -7,17 +7,16 @@ import sqlalchemy as sa
 
 from scp_node.ledger import tables
 from scp_node.ledger.arrivals import Arrival, Arrivals, LedgerUnavailableError, Note, Stored
-from scp_node.ledger.engine import make_engine, upgrade
+from scp_node.ledger.engine import make_engine
 from scp_node.ledger.states import EventKind, Purpose, StudyState
 
 LATER = [state for state in StudyState if state is not StudyState.RECEIVING]
 
 
 @pytest.fixture
-def engine(tmp_path):
-    url = f"sqlite:///{tmp_path / 'node.sqlite'}"
-    upgrade(url)
-    engine = make_engine(url, busy_timeout_s=0.2)
+def engine(tmp_path, ledger_url):
+    engine = make_engine(ledger_url or f"sqlite:///{tmp_path / 'node.sqlite'}", busy_timeout_s=0.2)
+    tables.metadata.create_all(engine)
     yield engine
     engine.dispose()
 
@@ -159,7 +158,8 @@ def test_series_notes_are_kept_once_a_series(engine):
 def test_a_locked_database_is_named_as_such_and_nothing_is_recorded(engine):
     arrivals = Arrivals(engine)
     with engine.connect() as holder:
-        holder.exec_driver_sql("BEGIN IMMEDIATE")
+        is_file = engine.dialect.name == "sqlite"
+        holder.exec_driver_sql("BEGIN IMMEDIATE" if is_file else "LOCK TABLE nn_study IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(LedgerUnavailableError, match="OperationalError"):
             arrivals.record(arrival())
         holder.rollback()

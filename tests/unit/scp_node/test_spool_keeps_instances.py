@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -74,9 +75,18 @@ def test_file_and_every_new_folder_are_synced_before_the_name_is_given_out(spool
     monkeypatch.setattr("scp_node.spool.os.link", link)
     path = spool.keep(HEADER, DATASET)
     shelf = "/" + path.rsplit("/", 1)[0]
+    assert synced[0].startswith("file /incoming/")
+    assert synced[1:] == ["name", f"folder {shelf}"]
+    shutil.rmtree(spool.folder / "objects" / shelf[-2:])
+    synced.clear()
+    spool.keep(HEADER, DATASET)
     assert synced[0] == "folder /objects"
     assert synced[1].startswith("file /incoming/")
     assert synced[2:] == ["name", f"folder {shelf}"]
+
+
+def test_all_shelves_are_there_before_the_first_image(spool):
+    assert len(list((spool.folder / "objects").iterdir())) == 256
 
 
 def test_parts_of_dead_processes_are_swept_and_those_of_living_ones_stay(spool):

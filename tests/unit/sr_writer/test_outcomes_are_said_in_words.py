@@ -16,6 +16,7 @@ from tests.reports import (
     analysis,
     children,
     comments_of,
+    covering,
     evaluations,
     frozen,
     groups,
@@ -69,6 +70,12 @@ def test_not_analysed():
 def test_not_analysed_after_a_volume_was_formed_tells_the_coverage():
     result = replace(not_analysed(), received=ReceivedGeometry(10, (2.5, 1, 1), (301.4, 300, 300)))
     assert "Coverage: 10 of 12 slices, 301 mm." in comments_of(written(frozen(result)))
+
+
+def test_coverage_is_frozen_and_counts_what_was_filled_in():
+    record = frozen(covering(analysis(()), filled=2))
+    assert record.offered == 14
+    assert "Coverage: 12 of 14 slices, 30 mm." in comments_of(written(record, headers()[:3]))
 
 
 def test_a_long_reason_is_cut_to_200_ascii_characters():

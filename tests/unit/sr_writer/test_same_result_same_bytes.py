@@ -19,7 +19,7 @@ from sr_writer.measurements import percent, rounded
 from sr_writer.record import NodeIdentity, ReportRecord, plain_text, tracking_uid
 from sr_writer.report import build_report, encode
 from sr_writer.uids import uid_for
-from tests.reports import FINISHED, NODULES, POINT, SMALL, analysis, frozen, headers, not_analysed
+from tests.reports import FINISHED, NODULES, POINT, SMALL, analysis, covering, frozen, headers, not_analysed
 
 UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
 NOTICE = Notice(Code.CONTRAST, "Contrast medium was given.")
@@ -45,6 +45,8 @@ CHANGES = {
     "revision_text": "Late images.",
     "copy_procedure": False,
     "site_texts": ("Read at station 3.",),
+    "analysed": (("1.2.3", None),),
+    "offered": 14,
 }
 
 
@@ -66,12 +68,20 @@ def test_a_changed_mark_gives_other_uids(part):
     assert replace(frozen(), marks=(mark,)).digest != replace(frozen(), marks=frozen().marks[:1]).digest
 
 
-@pytest.mark.parametrize("result", [analysis(), analysis(()), not_analysed()], ids=lambda a: a.outcome)
+@pytest.mark.parametrize(
+    "result", [analysis(), analysis(()), not_analysed(), covering(analysis())], ids=["marks", "none", "not", "new"]
+)
 def test_a_record_survives_json(result):
     record = frozen(result, predecessors=[frozen()], parameters=["a=1"], site_texts=["b"])
     again = ReportRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert again == record
     assert again.sop_instance_uid == record.sop_instance_uid
+
+
+def test_a_record_of_the_first_release_loads_and_keeps_its_uids():
+    old = frozen().to_json()
+    assert not {"analysed", "offered"} & set(old)
+    assert ReportRecord.from_json(old).sop_instance_uid == "2.25.323703312443920613709973333817800416323"
 
 
 def test_a_record_of_another_schema_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -19,7 +21,6 @@ from training.sampling import (
     cut,
     dense_target,
     draw_turn,
-    thicken,
 )
 from training.scans import TrainingScan
 
@@ -124,14 +125,20 @@ def test_simulated_nodules_appear_in_crops_of_a_real_scan():
     assert all(2.0 < row[3] < 36 for row in inserted)
 
 
-def test_thick_slices_average_pairs_and_keep_a_ramp():
-    ramp = np.arange(12, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
-    for phase in (0, 1):
-        np.testing.assert_allclose(thicken(ramp, phase)[3:9], ramp[3:9], atol=1e-5)
-    spike = np.zeros((12, 1, 1), np.float32)
-    spike[6] = 100
-    assert thicken(spike, 0).sum() == 100
-    assert thicken(spike, 0).max() == 37.5
+def test_crops_are_cut_around_known_false_marks_of_a_real_scan():
+    sampler = CropSampler([scan()], (32, 64, 64), 1, Mixture(real_nodules=0.0, real_mimics=1.0))
+    alone = [crop for crop in (sampler.crop(i) for i in range(20)) if not len(crop.nodules)]
+    assert len(alone) >= 5
+
+
+def test_small_and_large_nodules_are_inserted_as_often_as_the_mixture_says():
+    def drawn(mixture: Mixture) -> list[float]:
+        healthy = replace(scan(), nodules=np.empty((0, 4)))
+        sampler = CropSampler([healthy], (32, 64, 64), 1, mixture)
+        return [row[3] for i in range(12) for row in sampler.crop(i).nodules]
+
+    assert max(drawn(Mixture(real_nodules=0.0, small=1.0))) < 7.5
+    assert np.median(drawn(Mixture(real_nodules=0.0, large=1.0))) > 8
 
 
 def test_a_quarter_of_the_patches_of_the_paper_hold_a_nodule():

@@ -11,7 +11,8 @@ from pipeline.detect.weights import load_weights
 from pipeline.domain.finding import Finding
 from training.evaluate import Evaluated, at_threshold, summarise, truth_rows, write_evaluation
 from training.export import choose_points, export
-from training.froc import Annotation, read_submission
+from training.froc import Annotation
+from training.judge_tables import read_submission
 from training.recipes import Recipe, ReductionRecipe, ScreeningRecipe
 from training.runs import Average, Clock, make_optimiser, save_checkpoint
 from training.screening import make_network
@@ -62,7 +63,7 @@ def test_the_threshold_lets_one_false_mark_a_scan_through():
     default = choose_points(scans, "two scans")[0]
     found, total, false = at_threshold(scans, default.threshold)
     assert default.name == "fp-1"
-    assert default.threshold == pytest.approx(0.401)
+    assert 0.4 < default.threshold < 0.401
     assert (found, total, false) == (2, 2, 2)
     assert (default.expected_fp_per_scan, default.sensitivity, default.data_set) == (1.0, 1.0, "two scans")
 

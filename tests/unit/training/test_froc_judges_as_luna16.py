@@ -14,9 +14,8 @@ from training.froc import (
     froc,
     judge,
     judge_scan,
-    read_submission,
-    write_submission,
 )
+from training.judge_tables import read_submission, write_submission
 
 B = (0.0, 0.0, 0.0, 10.0)
 FAR = [(100 + i, 0, 0, 0.5 + i * 1e-4) for i in range(100)]

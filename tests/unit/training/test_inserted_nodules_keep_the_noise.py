@@ -97,6 +97,17 @@ def test_an_imitator_is_laid_into_lung_only():
     assert not any(brush(wall).mimic(rng) for _ in range(5))
 
 
+def test_a_bump_stands_on_the_wall_and_nowhere_else():
+    hu = lung()
+    hu[:, :20] = 40
+    rng, before = np.random.default_rng(8), hu.copy()
+    assert any(brush(hu)._bump(rng, np.array([20.0, 36.0, 36.0])) for _ in range(8))
+    changed = np.argwhere(np.abs(hu - before) > 300)
+    assert len(changed)
+    assert changed[:, 1].min() >= 18
+    assert changed[:, 1].max() < 20 + 0.7 * 34 / SPACING[1]
+
+
 def test_diameters_follow_the_quantiles_of_luna16():
     rng = np.random.default_rng(7)
     drawn = np.array([draw_diameter(rng) for _ in range(4000)])

@@ -12,7 +12,7 @@ import SimpleITK
 from pipeline.domain.limits import SelectionLimits
 from pipeline.domain.outcome import Refusal
 from pipeline.lungs import find_lungs
-from training.froc import read_annotations
+from training.judge_tables import read_annotations
 from training.phantom import KERNELS, ScanSettings, draw_settings, make_phantom
 from training.phantom_files import series_uid, write_metaimage, write_series
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -33,7 +32,7 @@ def test_the_command_starts_without_torch():
         (("phantom", "1", "--out", "o", "--kernel", "B99"), "There is no kernel 'B99'; known are STANDARD"),
         (
             ("screening", "old", "--scans", ".", "--run", "r"),
-            "There is no recipe old; known are modern, modern-longer, paper",
+            "There is no recipe old; known are ablation, modern, modern-longer, paper",
         ),
         (("prepare", "somewhere", "--out", "o"), "Real scans need --truth"),
     ],
@@ -42,13 +41,3 @@ def test_wrong_usage_ends_with_2_and_a_sentence(arguments: tuple[str, ...], sent
     result = run(*arguments)
     assert result.exit_code == 2
     assert sentence in result.output
-
-
-def test_a_submission_is_judged_on_the_command_line(tmp_path: Path):
-    marks, truth = tmp_path / "m.csv", tmp_path / "a.csv"
-    marks.write_text("seriesuid,coordX,coordY,coordZ,probability\ns,0,0,0,0.9\ns,50,0,0,0.2\n")
-    truth.write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\ns,0,0,0,10\n")
-    result = run("froc", str(marks), "--annotations", str(truth))
-    assert result.exit_code == 0
-    assert "0.125 false marks a scan: sensitivity 1.000" in result.output
-    assert "CPM 1.0000 on 1 scans" in result.output

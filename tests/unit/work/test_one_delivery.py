@@ -15,13 +15,14 @@ from pipeline.domain.result import Analysis
 from scp_node.children import WrittenReport
 from scp_node.deliver import Deliveries
 from scp_node.ledger import tables
-from scp_node.ledger.outbox import Outbox, RetryPolicy, put
+from scp_node.ledger.destinations import Destinations
+from scp_node.ledger.outbox import Outbox, put
 from scp_node.ledger.steps import Steps
 from scp_node.ledger.studies import Studies
 from scp_node.ports import SendResult
 from scp_node.settings import load_settings
 from sr_writer.record import SOP_CLASS_UIDS, NodeIdentity, freeze
-from tests.ledgers import add_study, empty_ledger, new_report
+from tests.ledgers import add_study, empty_ledger, new_report, retry_policy
 
 PLAIN = SOP_CLASS_UIDS["comprehensive"]
 CONTENT = b"the report's bytes"
@@ -118,10 +119,11 @@ class Box:
             self.settings,
             studies=Studies(self.engine),
             outbox=outbox,
+            destinations=Destinations(self.engine),
             steps=Steps(self.engine, executor="worker-0", clock=Clock(), retry_s=0.0),
             reader=CannedReader(),
             archive_of=lambda _: archive,
-            policy=RetryPolicy((30.0,), jitter=0.0, give_up_s=3600.0),
+            policy=retry_policy(),
             clock=Clock(),
             rng=Random(1),
         )
@@ -137,7 +139,7 @@ def test_the_bytes_on_disk_are_sent_once_though_the_step_is_repeated(box):
     archive = CannedArchive()
     box.attempt(archive)
     assert archive.got == [CONTENT]
-    assert [row.state for row in box.deliveries()] == ["delivered"]
+    assert [row.state for row in box.deliveries()] == ["sent"]
 
 
 def test_an_archive_that_is_gone_is_tried_again_with_the_same_bytes(box):
@@ -147,7 +149,7 @@ def test_an_archive_that_is_gone_is_tried_again_with_the_same_bytes(box):
     assert (row.state, row.next_attempt_at, row.last_error) == ("queued", 130.0, "No connection.")
     box.attempt(back)
     assert gone.got == back.got == [CONTENT]
-    assert [row.state for row in box.deliveries()] == ["delivered"]
+    assert [row.state for row in box.deliveries()] == ["sent"]
 
 
 def test_an_archive_without_3d_sr_gets_the_same_result_as_comprehensive_sr(box):
@@ -159,7 +161,7 @@ def test_an_archive_without_3d_sr_gets_the_same_result_as_comprehensive_sr(box):
     archive = CannedArchive()
     box.attempt(archive)
     assert archive.got == [PLAIN.encode()]
-    assert [row.state for row in box.deliveries()] == ["cancelled", "delivered"]
+    assert [row.state for row in box.deliveries()] == ["cancelled", "sent"]
 
 
 def test_an_archive_that_takes_no_report_at_all_is_a_refusal(box):

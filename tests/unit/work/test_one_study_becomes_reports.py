@@ -16,9 +16,11 @@ from pipeline.selection import SeriesVerdict
 from scp_node.children import DECODING, ChildFailure, TransientFaultError, WrittenReport
 from scp_node.ledger import tables
 from scp_node.ledger.outbox import Outbox
+from scp_node.ledger.proofs import Proofs
 from scp_node.ledger.states import StudyState
 from scp_node.ledger.steps import Steps
 from scp_node.ledger.studies import Studies
+from scp_node.readiness import Counts, Proof
 from scp_node.settings import load_settings
 from scp_node.work import Run, Work
 from sr_writer.record import NodeIdentity
@@ -65,10 +67,16 @@ class CannedReader:
     def __init__(self):
         self.decision = Decision(())
         self.written = []
+        self.compared = []
+        self.alike = True
         self.broken = False
 
     def decide(self, paths, cancelled):
         return self.decision
+
+    def same_content(self, pairs, cancelled):
+        self.compared = list(pairs)
+        return [self.alike] * len(pairs)
 
     def write_report(self, record, images, target, cancelled):
         if self.broken:
@@ -120,6 +128,7 @@ class Box:
         self.work = Work(
             load_settings(folder / "node.toml"),
             studies=self.studies,
+            proofs=Proofs(engine),
             outbox=Outbox(engine),
             steps=Steps(engine, executor="worker-0", clock=self.clock, retry_s=0.0),
             reader=self.reader,
@@ -342,9 +351,156 @@ def test_the_report_of_a_later_revision_names_the_one_that_was_delivered(node):
         at_pacs = tables.delivery.c.destination == "pacs"
         connection.execute(tables.delivery.update().where(at_pacs).values(state="delivered"))
         connection.execute(tables.study.update().values(state=StudyState.QUEUED, revision=2))
+    add_image(box.engine, STUDY, "1.2.1.2", series_uid="1.2.1")
     box.run(Run(STUDY, 2))
     first, to_pacs, to_other = box.reader.written
     assert [p.sop_instance_uid for p in to_pacs.predecessors] == [first.sop_instance_uid]
     assert "LATE_IMAGES" in {notice.code for notice in to_pacs.notices}
     assert to_other.predecessors == ()
     assert ("incurious", "cancelled") in box.deliveries()
+
+
+def analysed_once(box):
+    """A study that is reported, its report still in the outbox."""
+    box.reader.decision = Decision((verdict("1.2.1"),))
+    box.detector.answers = [analysed("1.2.1", notices=[Notice(Code.CONTRAST, "With contrast.")])]
+    box.run()
+
+
+def come_again(box, revision, *, version=2):
+    """An image comes again under its UID with other bytes, and the study is complete once more."""
+    box.clock.time += 60.0
+    with box.engine.begin() as connection:
+        older = tables.instance.c.sop_instance_uid == "1.2.1.1"
+        connection.execute(tables.instance.update().where(older).values(is_newest=False))
+        connection.execute(tables.study.update().values(state=StudyState.QUEUED, revision=revision, codes=[]))
+    row = {
+        "series_uid": "1.2.1",
+        "version": version,
+        "sha256": f"{version}" * 64,
+        "path": f"objects/v{version}.dcm",
+    }
+    add_image(box.engine, STUDY, "1.2.1.1", **row)
+    return box.run(Run(STUDY, revision))
+
+
+def test_an_image_in_another_encoding_is_no_change_and_makes_no_report(node):
+    box = node()
+    analysed_once(box)
+    assert come_again(box, 2) == (StudyState.REPORTED, 2)
+    assert box.codes() == ["CONTRAST"]
+    assert len(box.rows(tables.report)) == 1
+    assert [(one.name, other.name) for one, other in box.reader.compared] == [("1.2.1.1.dcm", "v2.dcm")]
+    assert box.last_event() == (
+        "Images came again in another encoding, and nothing else: the report that was made counts."
+    )
+
+
+def test_an_image_with_other_content_is_analysed_again(node):
+    box = node()
+    analysed_once(box)
+    box.reader.alike = False
+    box.detector.answers = [analysed("1.2.1", NODULE)]
+    assert come_again(box, 2) == (StudyState.REPORTED, 2)
+    assert len(box.rows(tables.report)) == 2
+    assert box.codes() == ["INSTANCE_CHANGED"]
+
+
+def test_another_encoding_beside_a_new_image_is_analysed_without_a_word_of_change(node):
+    box = node()
+    analysed_once(box)
+    add_image(box.engine, STUDY, "1.2.1.8", series_uid="1.2.1")
+    box.detector.answers = [analysed("1.2.1")]
+    assert come_again(box, 2) == (StudyState.REPORTED, 2)
+    assert box.codes() == []
+
+
+def test_a_changed_image_that_changes_its_encoding_too_stays_a_changed_one(node):
+    box = node()
+    analysed_once(box)
+    box.reader.alike = False
+    box.detector.answers = [analysed("1.2.1"), analysed("1.2.1")]
+    come_again(box, 2)
+    box.reader.alike = True
+    assert come_again(box, 3, version=3) == (StudyState.REPORTED, 3)
+    assert len(box.rows(tables.report)) == 2
+    assert box.codes() == ["INSTANCE_CHANGED"]
+
+
+def test_a_person_who_asks_gets_a_new_analysis_of_the_same_images(node):
+    box = node()
+    analysed_once(box)
+    assert box.studies.retry(STUDY, now=300.0)
+    with box.engine.begin() as connection:
+        connection.execute(tables.study.update().values(state=StudyState.QUEUED, revision=2))
+    box.detector.answers = [analysed("1.2.1", NODULE)]
+    assert box.run(Run(STUDY, 2)) == (StudyState.REPORTED, 2)
+    assert len(box.rows(tables.report)) == 2
+
+
+def test_after_so_many_reports_a_study_that_changes_again_is_left_to_a_person(node):
+    box = node()
+    analysed_once(box)
+    box.reader.alike = False
+    box.detector.answers = [analysed("1.2.1"), analysed("1.2.1")]
+    come_again(box, 2)
+    come_again(box, 3, version=3)
+    assert come_again(box, 4, version=4) == (StudyState.NOT_ANALYSED, 4)
+    assert box.codes() == ["TOO_MANY_REVISIONS"]
+    assert box.detector.answers == []
+    last = box.reader.written[-1]
+    assert (last.outcome, last.reason.code) == (Outcome.NOT_ANALYSED, Code.TOO_MANY_REVISIONS)
+    assert box.studies.revisions_reported(STUDY) == 4
+    with box.engine.begin() as connection:
+        connection.execute(tables.study.update().values(state=StudyState.NOT_ANALYSED))
+    box.studies.retry(STUDY, now=300.0)
+    assert box.studies.revisions_reported(STUDY) == 0
+
+
+def test_images_that_arrive_while_a_series_is_analysed_are_named_in_its_report(node):
+    box = node()
+    box.reader.decision = Decision((verdict("1.2.1"),))
+
+    class Interrupted(CannedDetector):
+        def analyse(self, paths, cancelled):
+            with box.engine.begin() as connection:
+                connection.execute(tables.study.update().values(state=StudyState.RECEIVING))
+            return analysed("1.2.1")
+
+    box.work._detector = Interrupted()
+    assert box.run() == (StudyState.RECEIVING, 1)
+    (record,) = box.reader.written
+    assert [notice.code for notice in record.notices] == [Code.LATE_IMAGES]
+
+
+def test_images_that_only_the_archive_has_are_named_in_the_report(node):
+    box = node()
+    text = "The archive holds 412 images of series 1.2.1, 400 arrived."
+    Proofs(box.engine).keep(STUDY, Proof(190.0, Counts.MORE), text=text, look_again_at=None)
+    analysed_once(box)
+    (record,) = box.reader.written
+    assert [(notice.code, notice.text) for notice in record.notices] == [
+        (Code.CONTRAST, "With contrast."),
+        (Code.TIMED_OUT_INCOMPLETE, text),
+    ]
+
+
+@pytest.mark.parametrize(("series", "left"), [("best", []), ("all", [("1.2.2", "queued")])])
+def test_a_new_report_takes_the_place_of_all_that_the_study_still_had_to_say(node, series, left):
+    """Of a study with one analysed series that is every older report; with all series, that of the same one."""
+    box = node(series)
+    box.reader.decision = Decision((verdict("1.2.2"),))
+    box.detector.answers = [analysed("1.2.2")]
+    box.run()
+    with box.engine.begin() as connection:
+        connection.execute(tables.study.update().values(state=StudyState.QUEUED, revision=2))
+    add_image(box.engine, STUDY, "1.2.1.2", series_uid="1.2.1")
+    box.reader.decision = Decision((verdict("1.2.1"),))
+    box.detector.answers = [analysed("1.2.1", NODULE)]
+    box.run(Run(STUDY, 2))
+    with box.engine.connect() as connection:
+        join = tables.delivery.join(tables.report)
+        query = sa.select(tables.report.c.series_uid, tables.delivery.c.state).select_from(join)
+        rows = connection.execute(query.where(tables.delivery.c.destination == "pacs")).all()
+    assert [tuple(row) for row in rows if row.series_uid == "1.2.2" and row.state == "queued"] == left
+    assert ("1.2.1", "queued") in {tuple(row) for row in rows}

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from scp_node.children import TransientFaultError
-from scp_node.ledger.engine import make_engine
+from scp_node.ledger.engine import ENGINE_SCHEMA, make_engine
 from scp_node.settings import load_settings
 from scp_node.work import Run
 from scp_node.workflow import _PATIENT_STEP, Runs, upgrade_database
@@ -15,13 +15,21 @@ LONG_AGO_MS = 1000
 
 
 @pytest.fixture
-def runs(tmp_path):
-    (tmp_path / "node.toml").write_text('[detector]\nimplementation = "tests.detectors:staged_detector"\n')
+def runs(tmp_path, new_database_url):
+    lines = (
+        f'[storage]\ndatabase_url = "{new_database_url}"',
+        '[detector]\nimplementation = "tests.detectors:staged_detector"\n',
+    )
+    (tmp_path / "node.toml").write_text("\n".join(lines))
     settings = load_settings(tmp_path / "node.toml")
     upgrade_database(settings.database_url)
     engine = make_engine(settings.database_url)
     yield Runs(settings, engine), engine
     engine.dispose()
+
+
+def status_table(engine):
+    return "workflow_status" if engine.dialect.name == "sqlite" else f"{ENGINE_SCHEMA}.workflow_status"
 
 
 def leave_behind(runs, engine, study_uid, executor, status):
@@ -31,7 +39,7 @@ def leave_behind(runs, engine, study_uid, executor, status):
         runs.start_study(connection, Run(study_uid, 1))
         connection.execute(
             sa.text(
-                "UPDATE workflow_status SET status = :status, executor_id = :executor, "
+                f"UPDATE {status_table(engine)} SET status = :status, executor_id = :executor, "
                 "workflow_deadline_epoch_ms = :deadline WHERE workflow_uuid = :run"
             ),
             {"status": status, "executor": executor, "deadline": LONG_AGO_MS, "run": f"study:{study_uid}:1"},
@@ -40,7 +48,8 @@ def leave_behind(runs, engine, study_uid, executor, status):
 
 def deadlines(engine):
     with engine.connect() as connection:
-        rows = connection.execute(sa.text("SELECT workflow_uuid, workflow_deadline_epoch_ms FROM workflow_status"))
+        columns = "workflow_uuid, workflow_deadline_epoch_ms"
+        rows = connection.execute(sa.text(f"SELECT {columns} FROM {status_table(engine)}"))
         return {row.workflow_uuid: row.workflow_deadline_epoch_ms for row in rows}
 
 

@@ -138,7 +138,7 @@ def test_the_longest_drain_of_all_processes_is_waited_for(tmp_path, monkeypatch)
     monkeypatch.setattr("scp_node.supervisor._prepare_database", lambda *_: None)
     monkeypatch.setattr(
         "scp_node.supervisor.supervise",
-        lambda _services, _stop, *, stop_within_s: within.append(stop_within_s) or 0,
+        lambda _services, _stop, *, stop_within_s, **_: within.append(stop_within_s) or 0,
     )
     assert run(load_settings(tmp_path / "node.toml"), tmp_path / "node.toml") == 0
     assert within == [60.0]
