@@ -5,6 +5,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do "$$name" -c '$(SUPPORTED)' 2>/dev/null && echo "$$name" && break; done)
 SERIES ?=
 EXECUTIONS ?= 1000000
+HISTORIES ?= 100000
 # More arguments for pip, for example `make setup PIP_ARGS="--extra-index-url <index of CPU builds of PyTorch>"`.
 PIP_ARGS ?=
 
@@ -19,11 +20,11 @@ BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 VIEWER := $(VENV)/.installed-viewer
 
-.PHONY: help setup demo test check viewer-check real-scans fuzz damage bench-detection clean
+.PHONY: help setup demo test check viewer-check real-scans fuzz damage bench-detection simulate-faults clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 setup: $(DEV) ## make .venv with everything that development and tests need
 
@@ -59,8 +60,12 @@ bench-detection: $(DEV) ## the time of one scan step by step, and beside MONAI's
 	$(BIN)/python -m bench.bench_detect $(if $(SERIES),--series "$(SERIES)")
 	$(BIN)/python -m bench.bench_peers --peer-folder peer-out
 
+simulate-faults: $(DEV) ## 100,000 histories full of crashes and faults: hours, goes on where it stopped (SEED=<n>: one of them again)
+	mkdir -p simulate-out
+	$(BIN)/python -m tests.simulator $(if $(SEED),--seed $(SEED),--histories $(HISTORIES) --ledger simulate-out/ledger.json)
+
 clean: ## remove what the commands above made, the environment too
-	rm -rf $(VENV) .npm peer-out demo-out viewer-out fuzz-out build dist *.egg-info
+	rm -rf $(VENV) .npm peer-out demo-out viewer-out fuzz-out simulate-out build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -67,7 +67,7 @@ def vary(rng: np.random.Generator, hu: Array, slice_distance_mm: float, noises: 
         hu = sharpen(hu, float(rng.uniform(-0.5, 0.8)), in_plane=True)
     if rng.random() < 0.6:
         strength = min(abs(float(rng.normal(0, 32))), MOST_NOISE_HU)
-        hu = hu + noises[rng.integers(len(noises))].cut(rng, hu.shape) * np.float32(strength)
+        hu = hu + noises[int(rng.integers(len(noises)))].cut(rng, hu.shape) * np.float32(strength)
     return np.asarray((hu + 1000) * rng.uniform(0.95, 1.05) - 1000 + rng.normal(0, 12), np.float32)
 
 
@@ -102,7 +102,7 @@ def thicken(hu: Array, phase: int, slices: int = 2) -> Array:
     """
     depth = len(hu)
     first = np.arange(phase, depth - slices + 1, slices)
-    slabs = sum(hu[first + k] for k in range(slices)) / slices
+    slabs = np.mean([hu[first + k] for k in range(slices)], axis=0)
     place = np.clip((np.arange(depth) - phase - (slices - 1) / 2) / slices, 0, len(first) - 1)
     below = np.minimum(np.floor(place).astype(int), len(first) - 2)
     weight = (place - below).astype(np.float32)[:, None, None]

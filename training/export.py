@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 MODEL_NAME = "nodule-node"
 TRAINING_DATA = (
     TrainingData(
-        "LIDC-IDRI, series of patients 0004, 0006, 0007, 0008 (doi 10.7937/K9/TCIA.2015.LO9QL9SX)", "CC BY 3.0"
+        "LIDC-IDRI, series of patients 0003, 0004, 0006, 0007, 0008 (doi 10.7937/K9/TCIA.2015.LO9QL9SX)",
+        "CC BY 3.0",
     ),
     TrainingData("LUNA16 annotations of these series", "CC BY 4.0"),
     TrainingData("Digital chest phantoms of nodule-node, seeds below 1000", "Apache-2.0"),

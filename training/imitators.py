@@ -63,7 +63,8 @@ def _bend(rng: np.random.Generator) -> Parts:
     parts: Parts = []
     for _ in range(int(rng.integers(3, 6))):
         half = float(rng.uniform(4, 7))
-        parts.append((Tube((along[0], along[1], along[2]), half * 1.4, radius), end + along * half))
+        turned = (float(along[0]), float(along[1]), float(along[2]))
+        parts.append((Tube(turned, half * 1.4, radius), end + along * half))
         end = end + along * 2 * half
         along = along + rng.normal(0, 0.55, 3)
         along /= np.linalg.norm(along)

@@ -239,7 +239,8 @@ class Brush:
         place = at.astype(np.float64)
         place[axis] += step * float(rng.uniform(0.1, 0.38)) * diameter / self.spacing_zyx_mm[axis]
         density = float(rng.uniform(-20, 70) if soft_dome else rng.uniform(90, 500))
-        return self._lay(rng, place, [(draw_star(rng, diameter), np.zeros(3))], density)
+        bump: list[tuple[Shape, NDArray[np.float64]]] = [(draw_star(rng, diameter), np.zeros(3))]
+        return self._lay(rng, place, bump, density, most_in_tissue=0.97)
 
     def _lay(
         self,
@@ -247,7 +248,10 @@ class Brush:
         centre: NDArray[np.float64],
         shapes: list[tuple[Shape, NDArray[np.float64]]],
         density: float,
+        *,
+        most_in_tissue: float = 0.7,
     ) -> bool:
+        """Blend shapes in; one that lies in tissue with more of its volume is left out."""
         laid = False
         for shape, shift in shapes:
             drawn = self._blurred(shape, centre + shift)
@@ -256,7 +260,7 @@ class Brush:
             box, sharp, part = drawn
             old = self.hu[box]
             inside = old[sharp > 0.5]
-            if inside.size == 0 or float((inside > -400).mean()) > 0.7:
+            if inside.size == 0 or float((inside > -400).mean()) > most_in_tissue:
                 continue
             self.hu[box] = blend(old, part, density, self._grain(rng, old.shape))
             laid = True

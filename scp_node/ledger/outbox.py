@@ -400,6 +400,8 @@ class Outbox:
                 return None
             if text is not None:
                 note(connection, due.study_uid, f"delivery_{state.value}", text, at=now)
+            if state is DeliveryState.QUEUED and due.state is DeliveryState.SENDING:
+                _cancel_overtaken(connection, due)
             if away is None:
                 destinations.reached(connection, due.destination, now=now)
             else:
@@ -583,6 +585,26 @@ def _cancel_older(connection: sa.Connection, new: NewReport, destination: str, n
             state_changed_at=now,
         )
     )
+
+
+def _cancel_overtaken(connection: sa.Connection, due: Delivery) -> None:
+    """Cancel a report that would be sent again although a newer one was filed while it was under way."""
+    newer = (
+        sa.select(report.c.revision)
+        .join_from(delivery, report)
+        .where(
+            delivery.c.destination == due.destination,
+            report.c.study_uid == due.study_uid,
+            report.c.series_uid == due.series_uid,
+            report.c.revision > due.revision,
+        )
+        .limit(1)
+    )
+    revision = connection.execute(newer).scalar_one_or_none()
+    if revision is not None:
+        why = f"Replaced by the report of revision {revision} before it could be sent."
+        values = {"state": DeliveryState.CANCELLED, "next_attempt_at": None, "last_error": why}
+        connection.execute(delivery.update().where(delivery.c.id == due.id).values(values))
 
 
 def _settle(connection: sa.Connection, delivery_id: int, attempt: int, values: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from scp_node.ledger.engine import make_engine, schema_is_current, snapshot
-from scp_node.ledger.states import FINISHED, Purpose
+from scp_node.ledger.states import Purpose
 from scp_node.ledger.tables import delivery, event, instance, report, series, study
 
 if TYPE_CHECKING:
@@ -110,15 +110,6 @@ class SeriesView:
     analysis: Mapping[str, Any] | None
 
 
-@dataclass(frozen=True, slots=True)
-class OldestStudy:
-    """The study that has waited longest for its end; since when, in seconds since the epoch, UTC."""
-
-    study_uid: str
-    state: str
-    waiting_since: float
-
-
 class LedgerUnavailable(Exception):  # noqa: N818 (names the state, as the sentence does)
     """The ledger cannot be read; the text says why and what to do."""
 
@@ -177,20 +168,6 @@ def count_by_state(engine: sa.Engine) -> dict[str, int]:
     with engine.connect() as connection:
         rows = connection.execute(sa.select(study.c.state, sa.func.count()).group_by(study.c.state))
         return dict(sorted((state, count) for state, count in rows))
-
-
-def oldest_waiting(engine: sa.Engine) -> OldestStudy | None:
-    """Give the study that has waited longest for its end; ``None`` when all have ended."""
-    since = sa.func.coalesce(study.c.waiting_since, study.c.first_received_at)
-    query = (
-        sa.select(study.c.study_uid, study.c.state, since)
-        .where(study.c.state.not_in(FINISHED))
-        .order_by(since, study.c.study_uid)
-        .limit(1)
-    )
-    with engine.connect() as connection:
-        row = connection.execute(query).one_or_none()
-    return None if row is None else OldestStudy(*row)
 
 
 def events(

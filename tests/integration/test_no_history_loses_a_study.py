@@ -14,7 +14,7 @@ from scp_node.receive import Answer, Received, Receiver
 from tests.simulator.history import silence
 from tests.simulator.run import Tally, simulate
 
-HISTORIES = 160
+HISTORIES = 80
 ENOUGH = 150
 """A node that breaks a promise is found out within so many histories."""
 

@@ -73,7 +73,7 @@ class _Check:
             yield from self._true_end(row, [image for image in images if image.sop_class == CT])
 
     def _true_end(self, row: Row, images: Sequence[Image]) -> Iterator[str]:
-        """The end that is shown is the one that the images call for, and the newest report speaks of all of them."""
+        """The end is the one that the images call for, and the newest report speaks of all of them."""
         study, state = row.study_uid, StudyState(row.state)
         if not images:
             if state is not StudyState.NO_CT:
@@ -175,6 +175,7 @@ class _Check:
                     continue
                 if success:
                     seen.add(uid)
-                if row.revision < newest.get(row.study_uid, 0) and success:
-                    yield f"{archive.name}: revision {row.revision} of {row.study_uid} after {newest[row.study_uid]}."
-                newest[row.study_uid] = max(newest.get(row.study_uid, 0), row.revision)
+                last = newest.get(row.study_uid, 0)
+                if row.revision < last and success:
+                    yield f"{archive.name}: revision {row.revision} of {row.study_uid} after {last}."
+                newest[row.study_uid] = max(last, row.revision)

@@ -125,7 +125,7 @@ class Store:
             inputs = json.dumps({"positionalArgs": list(arguments), "namedArgs": {}})
             connection.exec_driver_sql("INSERT INTO workflow_input VALUES (?, ?)", (row[0], inputs))
 
-    def list(
+    def runs(
         self,
         *,
         status: str | list[str] | None = None,
@@ -135,7 +135,8 @@ class Store:
         limit: int | None = None,
     ) -> list[RunView]:
         """Give runs, the oldest first."""
-        conditions, values = ["1"], []
+        conditions: list[str] = ["1"]
+        values: list[Any] = []
         for column, wanted in (
             ("status", [status] if isinstance(status, str) else status),
             ("w.workflow_uuid", workflow_ids),
@@ -148,13 +149,14 @@ class Store:
             conditions.append("created_at <= ?")
             values.append(datetime.fromisoformat(end_time).timestamp())
         query = (
-            "SELECT w.workflow_uuid, name, status, queue_name, executor_id, application_version, recovery_attempts, "
-            "inputs FROM workflow_status w LEFT JOIN workflow_input i ON i.workflow_uuid = w.workflow_uuid "
+            "SELECT w.workflow_uuid, name, status, queue_name, executor_id, application_version, "
+            "recovery_attempts, inputs FROM workflow_status w "
+            "LEFT JOIN workflow_input i ON i.workflow_uuid = w.workflow_uuid "
             f"WHERE {' AND '.join(conditions)} ORDER BY created_at, w.rowid LIMIT {limit or -1}"
         )
         with self.transaction() as connection:
             rows = connection.exec_driver_sql(query, tuple(values)).all()
-        return [RunView(*row[:7], {"args": tuple(json.loads(row[7])["positionalArgs"])}) for row in rows]
+        return [_view(*row) for row in rows]
 
     def put_back(self, executors: Sequence[str]) -> list[str]:
         """Give the runs of dead executors back to their queues."""
@@ -200,7 +202,7 @@ class SimulatedClient:
         self._store.enqueue(connection, options, arguments)
 
     def list_workflows(self, *, load_input: bool = True, load_output: bool = True, **wanted: Any) -> list[RunView]:
-        return self._store.list(**wanted)
+        return self._store.runs(**wanted)
 
     def delete_workflows(self, run_ids: Sequence[str]) -> None:
         self._store.delete(run_ids)
@@ -283,7 +285,7 @@ class SimulatedEngine:
         return register
 
     def launch(self) -> None:
-        """Put back our own runs of an earlier life; with a configuration, begin to work on what is in the queues."""
+        """Put back our own runs of an earlier life, and begin to work on what is in the queues."""
         store = self._known()
         if not has_tables(store.engine, "workflow_status"):
             raise engine_error.DBOSInitializationError("the tables are missing")
@@ -300,7 +302,7 @@ class SimulatedEngine:
         self._queues[name] = worker_concurrency
 
     def list_workflows(self, *, load_input: bool = True, load_output: bool = True, **wanted: Any) -> list[RunView]:
-        return self._known().list(**wanted)
+        return self._known().runs(**wanted)
 
     def _recover_pending_workflows(self, executors: list[str]) -> list[str]:
         return self._known().put_back(executors)
@@ -434,6 +436,11 @@ class SimulatedEngine:
     def _known(self) -> Store:
         assert self._store is not None, "the engine has no configuration"
         return self._store
+
+
+def _view(*row: Any) -> RunView:
+    *known, inputs = row
+    return RunView(*known, {"args": tuple(json.loads(inputs)["positionalArgs"])})
 
 
 def _check_owner(run: Any, execution: _Execution) -> None:

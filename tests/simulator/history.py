@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -316,5 +316,5 @@ def silence() -> None:
     )
 
 
-def _drop(*_event: object) -> object:
+def _drop(*_event: object) -> Any:
     raise structlog.DropEvent

@@ -285,7 +285,7 @@ class Archive:
         return ArchiveCounts(sum(series.values()), dict(series))
 
 
-PROOFS = (
+PROOFS: tuple[frozenset[str], ...] = (
     frozenset({STORAGE_COMMITMENT, STUDY_ROOT_FIND}),
     frozenset({STORAGE_COMMITMENT}),
     frozenset({STUDY_ROOT_FIND}),

@@ -111,7 +111,7 @@ def test_a_database_that_fails_is_told_to_everybody_who_waits(engine, monkeypatc
     assert counted(engine) == []
 
 
-def test_rows_with_a_file_skip_the_sync_and_others_keep_it(engine, monkeypatch):
+def test_a_group_is_on_the_disk_before_anybody_hears_of_it(engine, monkeypatch):
     levels = []
     real = module._record
 
@@ -120,10 +120,6 @@ def test_rows_with_a_file_skip_the_sync_and_others_keep_it(engine, monkeypatch):
         return real(connection, arrival)
 
     monkeypatch.setattr(module, "_record", spy)
-    arrivals = Arrivals(engine)
-    arrivals.record(ONE)
-    arrivals.record(replace(ONE, sop_instance_uid="1.2.4", path=None))
-    normal, full = 1, 2
-    assert levels == [normal, full]
-    with engine.connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == full
+    together(Arrivals(engine), several(3))
+    full = 2
+    assert levels == [full] * 3

@@ -22,7 +22,7 @@ def test_every_part_is_flat_or_longer_than_it_is_thick():
                 assert shape.half_width_mm > 3 * shape.half_thickness_mm
             else:
                 assert isinstance(shape, Tube)
-                assert shape.half_length_mm >= 2.9 * shape.radius_mm
+                assert shape.half_length_mm >= 2.2 * shape.radius_mm
 
 
 def test_thin_and_thick_vessels_branchings_and_plates_all_occur():

@@ -32,7 +32,7 @@ def test_the_command_starts_without_torch():
         (("phantom", "1", "--out", "o", "--kernel", "B99"), "There is no kernel 'B99'; known are STANDARD"),
         (
             ("screening", "old", "--scans", ".", "--run", "r"),
-            "There is no recipe old; known are ablation, modern, modern-longer, paper",
+            "There is no recipe old; known are ablation, modern, modern-last, modern-left-out,",
         ),
         (("prepare", "somewhere", "--out", "o"), "Real scans need --truth"),
     ],

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from scp_node.ledger import tables
 from scp_node.ledger.engine import make_engine
-from scp_node.ledger.overview import oldest_waiting
+from scp_node.ledger.figures import read_figures
 from scp_node.ledger.states import StudyState
 from scp_node.ledger.steps import Steps
 from scp_node.ledger.studies import Studies
@@ -118,14 +118,8 @@ def test_a_study_that_does_not_end_raises_an_alarm_once(box):
     box.scheduler.raise_alarms()
     box.scheduler.raise_alarms()
     assert len(box.events("study_overdue")) == 1
-    view = oldest_waiting(box.engine)
-    assert view is not None
-    assert (view.study_uid, view.state, view.waiting_since) == (STUDY, "ANALYSING", 90.0)
-
-
-def test_where_nothing_waits_there_is_no_oldest_study(box):
-    add_study(box.engine, state=StudyState.REPORTED)
-    assert oldest_waiting(box.engine) is None
+    (waiting,) = read_figures(box.engine).waiting
+    assert (waiting.study_uid, waiting.state) == (STUDY, "ANALYSING")
 
 
 def test_a_planned_stop_does_not_count_as_a_start(box):
