@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 VERSION, EXECUTOR = "contract-1", "slot-a"
+NAP_S = 6.0  # a busy machine may be that late with a cancellation
 calls: list[tuple[object, ...]] = []
 
 
@@ -257,17 +258,19 @@ def test_a_run_that_was_started_three_times_is_given_up(client, engine, library)
 
 
 def test_a_run_out_of_time_is_cancelled_at_once_and_its_later_steps_do_not_run(client):
-    client.enqueue(options("late", "sleeps", workflow_timeout=0.2), 1.0)
+    client.enqueue(options("late", "sleeps", workflow_timeout=0.2), NAP_S)
     wait(client, "late", "CANCELLED")
-    time.sleep(1.2)
+    time.sleep(NAP_S + 0.5)
     assert calls == []
 
 
 def test_a_run_of_another_version_never_starts(client):
     client.enqueue(options("stranger", app_version="contract-0"), "hello", True)
     time.sleep(0.3)
-    (run,) = client.list_workflows(status=["PENDING", "ENQUEUED", "DELAYED"], load_input=False, load_output=False)
-    assert (run.workflow_id, run.app_version) == ("stranger", "contract-0")
+    unfinished = client.list_workflows(
+        status=["PENDING", "ENQUEUED", "DELAYED"], load_input=False, load_output=False
+    )
+    assert ("stranger", "contract-0") in [(run.workflow_id, run.app_version) for run in unfinished]
     client.delete_workflows(["stranger"])
 
 
