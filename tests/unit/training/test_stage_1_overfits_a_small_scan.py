@@ -16,6 +16,7 @@ from pipeline.detect.screen import make_screening
 from pipeline.detect.weights import FCN_SCREENING
 from pipeline.domain.geometry import Grid
 from pipeline.lungs import LungMask
+from tests.unit.training.tiny import lung_with_balls
 from training.insertion import Look
 from training.recipes import Recipe, ScreeningRecipe
 from training.sampling import SPACING
@@ -41,12 +42,7 @@ PAPER = ScreeningRecipe(
 
 def small_scan() -> TrainingScan:
     rng = np.random.default_rng(0)
-    z, y, x = (np.arange(n, dtype=np.float32) for n in SHAPE)
-    hu = np.full(SHAPE, -860, np.float32)
-    for row in NODULES:
-        away = (((z - row[0]) * SPACING[0]) ** 2)[:, None, None] + (((y - row[1]) * SPACING[1]) ** 2)[None, :, None]
-        away = np.sqrt(away + (((x - row[2]) * SPACING[2]) ** 2)[None, None])
-        hu += 880 * np.clip(0.5 + (row[3] / 2 - away) / 0.9, 0, 1)
+    hu = lung_with_balls(SHAPE, NODULES)
     hu[:, 55:58, :] = 0
     hu = gaussian_filter(hu, 0.7) + 25 * rng.standard_normal(SHAPE)
     places = np.argwhere(hu[::4, ::8, ::8] < -700) * [4, 8, 8]

@@ -9,10 +9,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline.detect.nets.residual import PATCH, ResidualNet
+from tests.unit.training.tiny import lung_with_balls
 from training.insertion import Look
 from training.recipes import Recipe, ReductionRecipe
 from training.reduction import residual_widths, train_reduction
-from training.sampling import SPACING, normalise
+from training.sampling import normalise
 from training.scans import TrainingScan, save_scan
 
 SHAPE = (48, 140, 140)
@@ -27,12 +28,7 @@ SMALL = ReductionRecipe(
 
 def small_scan() -> TrainingScan:
     """Four balls, and a vessel as thick as they are that runs through the middle."""
-    z, y, x = (np.arange(n, dtype=np.float32) for n in SHAPE)
-    hu = np.full(SHAPE, -860, np.float32)
-    for row in NODULES:
-        away = (((z - row[0]) * SPACING[0]) ** 2)[:, None, None] + (((y - row[1]) * SPACING[1]) ** 2)[None, :, None]
-        away = np.sqrt(away + (((x - row[2]) * SPACING[2]) ** 2)[None, None])
-        hu += 880 * np.clip(0.5 + (row[3] / 2 - away) / 0.9, 0, 1)
+    hu = lung_with_balls(SHAPE, NODULES)
     hu[:, 65:76, :] = 20
     hu = gaussian_filter(hu, 0.7) + 20 * np.random.default_rng(0).standard_normal(SHAPE)
     return TrainingScan(

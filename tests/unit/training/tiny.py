@@ -9,6 +9,7 @@ import numpy as np
 
 from training.insertion import Look
 from training.recipes import Recipe, ReductionRecipe, ScreeningRecipe
+from training.sampling import SPACING
 from training.scans import TrainingScan, save_scan
 
 MODERN = ScreeningRecipe(
@@ -23,6 +24,17 @@ CANDIDATES = {"phantom-1": np.array([[22.0, 44.0, 43.0], [40.0, 60.0, 60.0], [50
 
 def recipe(**stages: ScreeningRecipe | ReductionRecipe) -> Recipe:
     return Recipe("t", precision="fp32", threads=1, device="cpu", **stages)
+
+
+def lung_with_balls(shape: tuple[int, int, int], nodules: np.ndarray) -> np.ndarray:
+    """HU of an empty lung with soft-edged balls in it: rows of centre z, y, x in voxels and diameter in mm."""
+    z, y, x = (np.arange(n, dtype=np.float32) for n in shape)
+    hu = np.full(shape, -860, np.float32)
+    for row in nodules:
+        away = (((z - row[0]) * SPACING[0]) ** 2)[:, None, None] + (((y - row[1]) * SPACING[1]) ** 2)[None, :, None]
+        away = np.sqrt(away + (((x - row[2]) * SPACING[2]) ** 2)[None, None])
+        hu += 880 * np.clip(0.5 + (row[3] / 2 - away) / 0.9, 0, 1)
+    return hu
 
 
 def scan(name: str = "phantom-1", seed: int = 0) -> TrainingScan:
