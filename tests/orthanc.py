@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 TITLE, DICOM_PORT, HTTP_PORT = "TESTORTHANC", 14242, 18042
+NODE_TITLE, NODE_PORT = "NODULE_NODE", 11112
 
 
 def why_not() -> str:
@@ -35,11 +36,11 @@ def why_not() -> str:
     return "" if tried.returncode == 0 else "this machine allows no network namespace"
 
 
-def alone_with_loopback(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one of our modules in a network namespace of its own; what it prints on stdout is kept."""
+def alone_with_loopback(module: str, *arguments: object, keep: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run one of our modules in a network namespace of its own; what it prints is kept, or seen at once."""
     inner = [sys.executable, "-m", module, *map(str, arguments)]
     command = ["unshare", "--net", "bash", "-c", 'ip link set lo up && exec "$@"', "bash", *inner]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return subprocess.run(command, stdout=subprocess.PIPE if keep else None, text=True, check=False)
 
 
 @contextmanager
@@ -57,6 +58,16 @@ def orthanc(folder: Path) -> Iterator[str]:
         "DicomAet": TITLE,
         "DicomAlwaysAllowStore": True,
         "DicomCheckCalledAet": True,
+        # Who asks or wants a storage commitment has to be known, unlike who stores.
+        "DicomModalities": {
+            "node": {
+                "AET": NODE_TITLE,
+                "Host": "127.0.0.1",
+                "Port": NODE_PORT,
+                "AllowFind": True,
+                "AllowStorageCommitment": True,
+            }
+        },
         "Plugins": [str(DICOMWEB_PLUGIN)] if DICOMWEB_PLUGIN.exists() else [],
         "DicomWeb": {
             "Enable": True,

@@ -21,9 +21,18 @@ from demo.dicom_client import Peer, dicom_files, quiet
 from demo.processes import running, tail, wait_for_echo
 from demo.sr import analysed_series, read_comments, read_marks, read_summary
 from demo.truth import nodule_of, read_truth, table
-from tests.orthanc import DICOM_PORT, TITLE, alone_with_loopback, orthanc, reports_in, why_not
+from tests.orthanc import (
+    DICOM_PORT,
+    NODE_PORT,
+    NODE_TITLE,
+    TITLE,
+    alone_with_loopback,
+    orthanc,
+    reports_in,
+    why_not,
+)
 
-NODE = Peer("NODULE_NODE", 11112, calling="DCMSEND")
+NODE = Peer(NODE_TITLE, NODE_PORT, calling="DCMSEND")
 QUIET_S = 60
 ALLOWED_S = QUIET_S + 60
 PATIENCE_S = 600
@@ -59,9 +68,7 @@ def main() -> int:
             print(f"real-scans cannot run here: {why_not()}", file=sys.stderr)
             return 1
         folders = [folder.resolve() for folder in arguments.series]
-        inside = alone_with_loopback("tests.acceptance.real_scans", "--inside", *folders)
-        print(inside.stdout, end="")
-        return inside.returncode
+        return alone_with_loopback("tests.acceptance.real_scans", "--inside", *folders, keep=False).returncode
     with tempfile.TemporaryDirectory() as folder:
         return _check(Path(folder), arguments.series)
 

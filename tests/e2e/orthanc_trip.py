@@ -8,12 +8,12 @@ import urllib.request
 from pathlib import Path
 
 from demo.dicom_client import Peer, send
+from scp_node.ledger.states import DeliveryState
 from tests.builders import ChestSeries
 from tests.e2e.node import RunningNode, settings_text
-from tests.orthanc import DICOM_PORT, TITLE, get_json, orthanc, reports_in
+from tests.orthanc import DICOM_PORT, NODE_PORT, TITLE, get_json, orthanc, reports_in
 
 SERIES = ChestSeries("orthanc", slices=64)
-NODE_PORT = 11112
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
         node.start()
         try:
             send(folder / "series", node.peer, lambda *_: None)
-            node.wait(lambda: node.delivered(SERIES.study_uid), "the report is delivered")
+            node.wait(lambda: _proven(node), "Orthanc has proven that it holds the report")
             node.stop()
         finally:
             if node.process is not None:
@@ -37,6 +37,10 @@ def main(folder: Path) -> None:
             (folder / "report.dcm").write_bytes(answer.read())
         studies = get_json(f"{address}/studies")
     print(json.dumps({"reports": tags, "studies": len(studies)}))
+
+
+def _proven(node: RunningNode) -> bool:
+    return [d.state for d in node.deliveries(SERIES.study_uid)] == [DeliveryState.DELIVERED]
 
 
 if __name__ == "__main__":

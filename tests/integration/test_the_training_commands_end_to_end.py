@@ -342,3 +342,39 @@ def test_the_report_shows_the_runs(validated: Path, tmp_path: Path):
     page = tmp_path / "report.html"
     run("report", validated, "--examples", 0, "--out", page)
     assert "cohort tiny" in page.read_text(encoding="utf-8")
+
+
+def test_scans_are_left_out_one_by_one(place: Place, tmp_path: Path):
+    """Two scans of the cohort stand in for two persons' real scans."""
+    truth = read_annotations(place.cohort / "annotations.csv")
+    names = sorted(truth)[:2]
+    scans, series, run_folder = tmp_path / "scans", tmp_path / "series", tmp_path / "run"
+    scans.mkdir()
+    series.mkdir()
+    for name in names:
+        (scans / f"{name}.npz").symlink_to(place.cache / f"{name}.npz")
+        for file in place.cohort.glob(f"subset*/{name}.*"):
+            (series / file.name).symlink_to(file)
+    rows = (
+        f"{n},{a.position_mm[0]},{a.position_mm[1]},{a.position_mm[2]},{a.diameter_mm}"
+        for n in names
+        for a in truth[n]
+    )
+    (tmp_path / "nodules.csv").write_text("\n".join(("patient,x,y,z,diameter_mm", *rows)))
+    (tmp_path / "excluded.csv").write_text("patient,x,y,z,diameter_mm\n")
+    where = ("--scans", scans, "--series", series, "--truth", tmp_path, "--run", run_folder, "--workers", 0)
+    threads = torch.get_num_threads()
+    assert "No seed has all" in run("left-out", place.recipe, *where, "--seeds", 5, "--only", names[0])
+    assert "it has" in refused("left-out", place.recipe, *where, "--only", "nobody")
+    done = run_folder / "seed5" / names[0]
+    assert json.loads((done / "saw.json").read_text()) == {"seen": [names[1]]}
+    before = {p: p.stat().st_mtime_ns for p in done.iterdir()}
+    said = run("left-out", place.recipe, *where, "--seeds", 5)
+    torch.set_num_threads(threads)
+    assert {p: p.stat().st_mtime_ns for p in done.iterdir()} == before
+    assert "median of 1 seeds" in said
+    table = json.loads((run_folder / "left-out.json").read_text())
+    assert [row["scan"] for row in table["seeds"]["5"]["nodules"]] == [n for n in names for _ in truth[n]]
+    (done / "saw.json").write_text(json.dumps({"seen": names}))
+    (done / "seriesuids.csv").unlink()
+    assert "cannot be judged" in refused("left-out", place.recipe, *where, "--seeds", 5)

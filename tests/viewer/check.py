@@ -30,7 +30,17 @@ from demo.processes import running, tail, wait_for_echo
 from demo.sr import Mark, analysed_series, read_marks
 from demo.truth import Nodule, nodule_of, read_truth
 from pipeline.domain.geometry import SlicePlane
-from tests.orthanc import DICOM_PORT, DICOMWEB_PLUGIN, TITLE, alone_with_loopback, orthanc, reports_in, why_not
+from tests.orthanc import (
+    DICOM_PORT,
+    DICOMWEB_PLUGIN,
+    NODE_PORT,
+    NODE_TITLE,
+    TITLE,
+    alone_with_loopback,
+    orthanc,
+    reports_in,
+    why_not,
+)
 from tests.viewer.picture import image_shift
 from tests.viewer.stage import fetch_ohif, web_server
 
@@ -44,7 +54,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = Path("docs/images/viewer.png")
 COLOURED, ACCENTS = 40, 48  # of 256: how far the channels of a coloured pixel differ; colours kept for them
 PICTURE_LIMIT_BYTES = 400_000
-NODE = Peer("NODULE_NODE", 11112, calling="CT")
+NODE = Peer(NODE_TITLE, NODE_PORT, calling="CT")
 REPORT_LIMIT_S = 900
 SHOWN_LIMIT_S = 30
 PHANTOM_SEED = 10_001

@@ -17,6 +17,7 @@ from training.cli.evaluate import evaluate
 from training.cli.export import export
 from training.cli.froc import froc
 from training.cli.hard import hard
+from training.cli.left_out import left_out
 from training.cli.prepare import prepare
 from training.cli.report import report
 from training.cli.say import fail, numbers
@@ -100,6 +101,7 @@ app.command()(average)
 app.command()(hard)
 app.command()(candidates)
 app.command()(reduction)
+app.command()(left_out)
 app.command()(crossval)
 app.command()(evaluate)
 app.command()(export)
