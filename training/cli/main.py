@@ -19,6 +19,7 @@ from training.cli.froc import froc
 from training.cli.hard import hard
 from training.cli.left_out import left_out
 from training.cli.prepare import prepare
+from training.cli.probe import probe
 from training.cli.report import report
 from training.cli.say import fail, numbers
 from training.cli.simulate import simulate
@@ -108,6 +109,7 @@ app.command()(export)
 app.command()(froc)
 app.command()(report)
 app.command()(simulate)
+app.command()(probe)
 
 
 def main() -> None:
