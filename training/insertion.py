@@ -18,6 +18,7 @@ from training.lesions import (
     Shape,
     ball,
     box_around,
+    draw_mass,
     draw_star,
     occupancy,
     offsets_mm,
@@ -38,8 +39,17 @@ LEAST_SEEN = 0.45
 PLAIN_BALLS = 0.15
 """Part of the nodules that are plain balls."""
 
+MASSES_FROM_MM, MASSES = 9.0, 0.65
+"""From this diameter on, and so often, a solid or part-solid nodule is irregular, with lobes and strands."""
+
+VESSELS_STAY = 0.5
+"""Part of the solid nodules through which brighter vessels can be seen."""
+
 BUMPS = 0.2
 """Part of the imitators that are bumps of the wall."""
+
+SMOOTHING = 0.8
+"""Voxels; a Gaussian that takes most of the noise and leaves vessels."""
 
 FIELD_SHAPE = (72, 128, 128)
 
@@ -109,6 +119,31 @@ def blend(hu: Array, part: Array, density_hu: Array | float, noise_hu: Array) ->
     return np.asarray(keep * hu + part * density_hu + share * noise_hu, np.float32)
 
 
+def with_vessels(density_hu: Array, hu: Array) -> Array:
+    """Let what is clearly brighter than a body, as vessels with contrast agent are, stay visible inside it.
+
+    Parameters
+    ----------
+    density_hu
+        Of the body, ``(z, y, x)``.
+    hu
+        The scan without it; its noise is smoothed away first, because the blend adds noise of its own.
+    """
+    smooth = ndimage.gaussian_filter(hu, SMOOTHING)
+    stays = np.clip((smooth - density_hu - 20) / 40, 0, 1)
+    return np.asarray(density_hu + stays * (smooth - density_hu), np.float32)
+
+
+def _draw_form(rng: np.random.Generator, diameter_mm: float, kind: Kind) -> Shape:
+    """Draw a nodule's form: a mass, a ball, or a star with spicules or without."""
+    if kind in ("solid", "part-solid") and diameter_mm >= MASSES_FROM_MM and rng.random() < MASSES:
+        return draw_mass(rng, diameter_mm)
+    spiculated = kind == "solid" and diameter_mm > 7 and bool(rng.random() < 0.2)
+    if not spiculated and rng.random() < PLAIN_BALLS:
+        return ball(diameter_mm)
+    return draw_star(rng, diameter_mm, spiculated=spiculated)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Brush:
     """Inserts things into one piece of a scan.
@@ -151,10 +186,7 @@ class Brush:
             None, and the piece unchanged, where too little lies in air or the contrast stays below 150 HU (90 HU
             for subsolid ones).
         """
-        spiculated = kind == "solid" and diameter_mm > 7 and bool(rng.random() < 0.2)
-        plain = not spiculated and bool(rng.random() < PLAIN_BALLS)
-        star = ball(diameter_mm) if plain else draw_star(rng, diameter_mm, spiculated=spiculated)
-        drawn = self._blurred(star, centre_zyx)
+        drawn = self._blurred(_draw_form(rng, diameter_mm, kind), centre_zyx)
         if drawn is None:
             return None
         box, sharp, part = drawn
@@ -188,7 +220,10 @@ class Brush:
             return blend(old, part, float(rng.uniform(150, 700)), grain)
         if kind == "solid":
             texture = self.noise.cut(rng, old.shape) * np.float32(rng.uniform(0, 20))
-            return blend(old, part, np.float32(rng.uniform(-80, 110)) + texture, grain)
+            density = np.float32(rng.uniform(-80, 110)) + texture
+            if rng.random() < VESSELS_STAY:
+                density = with_vessels(density, old)
+            return blend(old, part, density, grain)
         added = rng.uniform(150, 450) if kind == "ground-glass" else rng.uniform(150, 350)
         glass = np.minimum(old + part * np.float32(added), np.maximum(old, 60))
         if kind == "ground-glass":
@@ -201,7 +236,7 @@ class Brush:
         return blend(np.asarray(glass, np.float32), core, float(rng.uniform(-80, 60)), grain)
 
     def sham(self, rng: np.random.Generator, centre_zyx: NDArray[np.float64], diameter_mm: float) -> bool:
-        """Blend lung over lung, a nodule of contrast 0: teaches that the blend itself is no sign."""
+        """Blend lung, its noise smoothed away, over itself, a nodule of contrast 0: the blend itself is no sign."""
         drawn = self._blurred(draw_star(rng, diameter_mm), centre_zyx)
         if drawn is None:
             return False
@@ -210,7 +245,7 @@ class Brush:
         inside = old[sharp > 0.5]
         if inside.size == 0 or float((inside > -600).mean()) > 0.05:
             return False
-        self.hu[box] = blend(old, part, float(inside.mean()), self._grain(rng, old.shape))
+        self.hu[box] = blend(old, part, ndimage.gaussian_filter(old, SMOOTHING), self._grain(rng, old.shape))
         return True
 
     def mimic(self, rng: np.random.Generator) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
     Axes = tuple[Array, Array, Array]
 
+Shift = tuple[float, float, float]
 Kind = Literal["solid", "part-solid", "ground-glass", "calcified"]
 
 DIAMETER_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -152,7 +153,65 @@ class Plate:
         return np.asarray(np.where(span < 1, thickness - off, -9.0), np.float32)
 
 
-Shape = Star | Tube | Plate
+@dataclass(frozen=True, slots=True)
+class Mass:
+    """What several bodies fill together, lobes and strands that run out of them, with an uneven surface.
+
+    Attributes
+    ----------
+    parts
+        Each with its shift from the centre along z, y, x; mm.
+    ripples
+        Waves through space that raise and lower the surface: wave vector z, y, x (rad/mm), phase, height (mm).
+    """
+
+    parts: tuple[tuple[Star | Tube, Shift], ...]
+    ripples: tuple[tuple[Shift, float, float], ...] = ()
+
+    @property
+    def reach_mm(self) -> float:
+        """Farthest the surface can lie from the centre."""
+        raised = sum(height for _, _, height in self.ripples)
+        return raised + max(part.reach_mm + float(np.linalg.norm(shift)) for part, shift in self.parts)
+
+    def distance(self, axes: Axes) -> Array:
+        """Signed distance to the surface (mm, positive inside) at offsets z, y, x (mm) that broadcast."""
+        z, y, x = axes
+        inside = [
+            part.distance((z - np.float32(dz), y - np.float32(dy), x - np.float32(dx)))
+            for part, (dz, dy, dx) in self.parts
+        ]
+        found = np.maximum.reduce(inside)
+        for (kz, ky, kx), phase, height in self.ripples:
+            found += np.float32(height) * np.sin(np.float32(phase) + z * kz + y * ky + x * kx)
+        return np.asarray(found, np.float32)
+
+
+def draw_mass(rng: np.random.Generator, diameter_mm: float) -> Mass:
+    """Draw a large irregular nodule: an uneven core with lobes, and strands into the lung, as many cancers have."""
+    radius = diameter_mm / 2
+    core = draw_star(rng, diameter_mm * float(rng.uniform(0.6, 0.85)), spiculated=bool(rng.random() < 0.5))
+    parts: list[tuple[Star | Tube, Shift]] = [(core, (0.0, 0.0, 0.0))]
+    for _ in range(int(rng.integers(2, 6))):
+        lobe = draw_star(rng, diameter_mm * float(rng.uniform(0.3, 0.6)))
+        parts.append((lobe, _along(direction(rng), radius * float(rng.uniform(0.5, 0.95)))))
+    for _ in range(int(rng.integers(4, 15))):
+        along, half = direction(rng), float(rng.uniform(3, 10))
+        strand = Tube(along, half, float(rng.uniform(0.5, 1.4)))
+        parts.append((strand, _along(along, radius * 0.8 + half * 0.5)))
+    height = float(rng.uniform(0.1, 0.45))
+    ripples = tuple(
+        (_along(direction(rng), float(2 * np.pi / rng.uniform(3.5, 11))), float(rng.uniform(0, 2 * np.pi)), height)
+        for _ in range(8)
+    )
+    return Mass(tuple(parts), ripples)
+
+
+def _along(unit: Shift, length: float) -> Shift:
+    return unit[0] * length, unit[1] * length, unit[2] * length
+
+
+Shape = Star | Tube | Plate | Mass
 
 
 def direction(rng: np.random.Generator) -> tuple[float, float, float]:
