@@ -6,6 +6,8 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do "$$na
 SERIES ?=
 EXECUTIONS ?= 1000000
 HISTORIES ?= 100000
+KILLS ?= 500
+MINUTES ?= 240
 # More arguments for pip, for example `make setup PIP_ARGS="--extra-index-url <index of CPU builds of PyTorch>"`.
 PIP_ARGS ?=
 
@@ -20,7 +22,7 @@ BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 VIEWER := $(VENV)/.installed-viewer
 
-.PHONY: help setup demo test check viewer-check real-scans fuzz damage bench-detection simulate-faults clean
+.PHONY: help setup demo test check viewer-check real-scans fuzz damage bench-detection simulate-faults chaos soak clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -64,10 +66,17 @@ bench-detection: $(DEV) ## the time of one scan step by step, and beside MONAI's
 
 simulate-faults: $(DEV) ## 100,000 histories full of crashes and faults: hours, goes on where it stopped (SEED=<n>: one of them again)
 	mkdir -p simulate-out
-	$(BIN)/python -m tests.simulator $(if $(SEED),--seed $(SEED),--histories $(HISTORIES) --ledger simulate-out/ledger.json)
+	$(BIN)/python -m tests.simulator $(if $(SEED),--seed $(SEED) --trace,--histories $(HISTORIES) --ledger simulate-out/ledger.json)
+
+chaos: $(DEV) ## 500 SIGKILLs on each database: hours, goes on where it stopped (DATABASE=sqlite: one alone)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --database $(or $(DATABASE),both) --kills $(KILLS) --out chaos-out \
+	  $(if $(SEED),--seed $(SEED))
+
+soak: $(DEV) ## studies flow for hours: memory, files, threads and database stay flat (MINUTES=240)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(or $(DATABASE),sqlite) --out soak-out
 
 clean: ## remove what the commands above made, the environment too
-	rm -rf $(VENV) .npm peer-out demo-out viewer-out fuzz-out simulate-out build dist *.egg-info
+	rm -rf $(VENV) .npm peer-out demo-out viewer-out fuzz-out simulate-out chaos-out soak-out build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -3,7 +3,9 @@
 Rounds are interleaved in one run, so that whatever else the machine does hits all alike; what counts is the ratio
 of medians. Every sender is a small program of its own that writes ready-made bytes, TCP_NODELAY on both ends, at
 the MTU of a network (1500), with new SOP Instance UIDs each time. Orthanc listens on every address; the whole bench
-therefore runs in a network namespace of its own (root, ``unshare``), and without one Orthanc is left out.
+therefore runs in a network namespace of its own (root, ``unshare``), and without one Orthanc is left out. All is
+measured twice, on a free machine and beside the first stage of the bundled detector, which searches one tile again
+and again on all cores.
 
     python -m bench.bench_receive --rounds 5 --results bench/RESULTS.md
 """
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +38,7 @@ from pynetdicom import build_context
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
+from bench.sections import write_section
 from tests.builders import ChestSeries, as_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 MAX_PDU = 131072
 RELEASE = b"\x05\0\0\0\0\4\0\0\0\0"
 SENDER = "BENCH"
-MARK = "<!-- bench_receive -->"
+NAME = "bench_receive"
 INSIDE = "NODULE_NODE_BENCH_INSIDE"
 
 
@@ -175,7 +179,7 @@ def sent_in(receiver: Receiver, images: Study, senders: int, count: int, numbers
         one.join()
     if faults := [why for _, why in results if why]:
         raise ConnectionError("; ".join(sorted(set(faults))))
-    return max(done for done, _ in results) - began
+    return float(max(done for done, _ in results) - began)
 
 
 # The receivers ----------------------------------------------------------------------------------------------
@@ -190,7 +194,10 @@ class Receiver:
     folder: Path
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
-    seconds: dict[int, list[float]] = field(default_factory=dict)
+    seconds: dict[tuple[int, bool], list[float]] = field(default_factory=dict)
+    """By the number of senders, and whether somebody inferred beside."""
+    cpu: dict[tuple[int, bool], list[float]] = field(default_factory=dict)
+    """Processor time of the receiver for each image; seconds."""
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -214,6 +221,13 @@ class Receiver:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def cpu_s(self) -> float:
+        """Processor time so far, with that of its children; seconds."""
+        assert self.process is not None
+        own = psutil.Process(self.process.pid)
+        times = [one.cpu_times() for one in (own, *own.children(recursive=True))]
+        return float(sum(one.user + one.system + one.children_user + one.children_system for one in times))
 
     def rss_mib(self) -> float:
         """Memory; MiB."""
@@ -303,7 +317,39 @@ def _free_port() -> int:
 # The measurement --------------------------------------------------------------------------------------------
 
 
-def measure(receivers: list[Receiver], images: Study, count: int, rounds: int, numbers: Iterator[int]) -> None:
+INFERENCE = """
+import torch
+from pipeline.detect.weights import load_weights
+net = load_weights().screening.eval()
+tile = torch.zeros(1, 1, 80, 128, 128)
+with torch.inference_mode():
+    net(tile)
+    print("ready", flush=True)
+    while True:
+        net(tile)
+"""
+
+
+@contextmanager
+def inference(*, wanted: bool) -> Iterator[None]:
+    """Search one tile again and again in another process, on as many cores as the node's detector takes: all."""
+    if not wanted:
+        yield
+        return
+    command = [sys.executable, "-c", INFERENCE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError("the inference did not start")
+            yield
+        finally:
+            process.kill()
+
+
+def measure(
+    receivers: list[Receiver], images: Study, count: int, rounds: int, numbers: Iterator[int], *, beside: bool
+) -> None:
     """Interleave the receivers and the numbers of senders, round by round; the first round warms up."""
     for number in range(rounds + 1):
         for senders in (1, 4):
@@ -311,12 +357,17 @@ def measure(receivers: list[Receiver], images: Study, count: int, rounds: int, n
                 one.start()
                 try:
                     sent_in(one, images, 1, 10, numbers)
-                    seconds = sent_in(one, images, senders, count, numbers)
+                    with inference(wanted=beside):
+                        used = one.cpu_s()
+                        seconds = sent_in(one, images, senders, count, numbers)
+                        used = (one.cpu_s() - used) / count
                 finally:
                     one.stop()
-                print(f"round {number}: {one.name}, {senders} senders: {seconds:.2f} s", flush=True)
+                where = " beside inference" if beside else ""
+                print(f"round {number}: {one.name}, {senders} senders{where}: {seconds:.2f} s", flush=True)
                 if number:
-                    one.seconds.setdefault(senders, []).append(seconds)
+                    one.seconds.setdefault((senders, beside), []).append(seconds)
+                    one.cpu.setdefault((senders, beside), []).append(used)
 
 
 def crowd(ours: Receiver, images: Study, numbers: Iterator[int]) -> str:
@@ -336,25 +387,37 @@ def crowd(ours: Receiver, images: Study, numbers: Iterator[int]) -> str:
 
 
 def report(receivers: list[Receiver], count: int, rows: int, load: tuple[float, ...]) -> str:
-    """Write the table."""
+    """Write the tables: on a free machine, and beside inference where that was measured."""
     ours = receivers[0]
-    lines = [
+    head = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores of {_processor()}, load average before "
-        f"{load[0]:.1f}; {count} images of {rows}x{rows} in all, medians of {len(ours.seconds[1])} interleaved "
-        "rounds, lowest and highest in brackets. `python -m bench.bench_receive`",
-        "",
-        "| receiver | one association | four associations | ours is, with one | with four |",
-        "|---|---|---|---|---|",
+        f"{load[0]:.1f}; {count} images of {rows}x{rows} in all, medians of {len(ours.seconds[1, False])} "
+        "interleaved rounds, lowest and highest in brackets; CPU is the receiver's time for each image, in ms, by "
+        "number of senders. `python -m bench.bench_receive`"
+    )
+    parts = [head, _table(receivers, count, beside=False)]
+    if (1, True) in ours.seconds:
+        parts += ["Beside inference, all of them beside the same:", _table(receivers, count, beside=True)]
+    return "\n\n".join(parts)
+
+
+def _table(receivers: list[Receiver], count: int, *, beside: bool) -> str:
+    lines = [
+        "| receiver | one association | four associations | ours is, with one | with four | CPU |",
+        "|---|---|---|---|---|---|",
     ]
+    forms, ours = [(senders, beside) for senders in (1, 4)], receivers[0]
     for one in receivers:
         cells = []
-        for senders in (1, 4):
-            speeds = [count / seconds for seconds in one.seconds[senders]]
+        for form in forms:
+            speeds = [count / seconds for seconds in one.seconds[form]]
             cells.append(f"{statistics.median(speeds):.0f} images/s ({min(speeds):.0f} to {max(speeds):.0f})")
-        ratios = [
-            statistics.median(one.seconds[senders]) / statistics.median(ours.seconds[senders]) for senders in (1, 4)
+        cells += [
+            f"{statistics.median(one.seconds[form]) / statistics.median(ours.seconds[form]):.2f} x"
+            for form in forms
         ]
-        lines.append(f"| {one.name} | {cells[0]} | {cells[1]} | {ratios[0]:.2f} x | {ratios[1]:.2f} x |")
+        cells.append(", ".join(f"{statistics.median(one.cpu[form]) * 1000:.1f}" for form in forms))
+        lines.append(f"| {one.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -363,16 +426,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def write_section(path: Path, text: str) -> None:
-    """Put the section into the file of results, in place of an older one."""
-    old = path.read_text() if path.exists() else "# Results\n"
-    before, _, rest = old.partition(MARK)
-    _, _, after = rest.partition(MARK)
-    path.write_text(
-        f"{before.rstrip()}\n\n{MARK}\n## Receiving\n\n{text}\n{MARK}\n{after.lstrip()}".rstrip() + "\n"
-    )
 
 
 def _inside_namespace() -> int | None:
@@ -393,6 +446,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--no-inference", action="store_true", help="leave out the rounds beside inference")
     parser.add_argument("--results", type=Path, help="file whose section is to be written anew")
     asked = parser.parse_args()
     if (code := _inside_namespace()) is not None:
@@ -408,12 +462,13 @@ def main() -> int:
     images = study(asked.rows)
     with tempfile.TemporaryDirectory() as folder:
         receivers = [kind(names[kind], "RECEIVER", Path(folder) / kind.__name__) for kind in kinds]
-        measure(receivers, images, asked.images, asked.rounds, numbers)
+        for beside in (False,) if asked.no_inference else (False, True):
+            measure(receivers, images, asked.images, asked.rounds, numbers, beside=beside)
         text = report(receivers, asked.images, asked.rows, load)
         text += "\n\n" + crowd(receivers[0], images, numbers)
     print(text)
     if asked.results:
-        write_section(asked.results, text)
+        write_section(asked.results, NAME, "Receiving", text)
     return 0
 
 

@@ -304,8 +304,10 @@ def _notices(facts: SeriesFacts, limits: SelectionLimits) -> tuple[Notice, ...]:
 
 def _score(facts: SeriesFacts, stack: StackFacts, limits: SelectionLimits) -> list[tuple[str, float, float]]:
     """Points of each aspect, beside the most it could give."""
-    thin = _ramp(stack.thickness_mm, limits.max_thickness_mm, THIN_MM)
-    coverage = _ramp(stack.coverage_mm, limits.min_coverage_mm, limits.warn_coverage_mm)
+    thin = _ramp(stack.thickness_mm, limits.max_thickness_mm, min(THIN_MM, limits.max_thickness_mm))
+    coverage = _ramp(
+        stack.coverage_mm, limits.min_coverage_mm, max(limits.min_coverage_mm, limits.warn_coverage_mm)
+    )
     isotropy = min(stack.pixel_mm, stack.spacing_mm) / max(stack.pixel_mm, stack.spacing_mm)
     shares = (
         (f"Slices of {stack.thickness_mm:.2f} mm", thin, limits.weight_thin),
@@ -327,7 +329,8 @@ def _sentence(name: str, points: float, most: float) -> str:
 
 
 def _ramp(value: float, none_at: float, full_at: float) -> float:
-    return min(1.0, max(0.0, (value - none_at) / (full_at - none_at)))
+    """Give the part of the points; where a site's limits leave no room between none and all, all of them."""
+    return 1.0 if none_at == full_at else min(1.0, max(0.0, (value - none_at) / (full_at - none_at)))
 
 
 def _plain(facts: SeriesFacts) -> Mapping[str, Any]:

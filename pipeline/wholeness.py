@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.decision import judge_all
+from pipeline.decision import Decision, judge_all
 from pipeline.domain.outcome import Code, Refusal
 from pipeline.lungs import CELL_MM, find_lungs
 from pipeline.pixels import read_pixels
@@ -63,7 +63,16 @@ def look_whether_whole(paths: Sequence[Path], limits: SelectionLimits) -> Wholen
     limits
         The values of ``[selection]``.
     """
+    return look_and_decide(paths, limits)[0]
+
+
+def look_and_decide(paths: Sequence[Path], limits: SelectionLimits) -> tuple[Wholeness, Decision]:
+    """Look as :func:`look_whether_whole` does, and decide as the worker does: headers are read once for both."""
     judged, unreadable = judge_all(read_headers(paths), limits)
+    return _whole(judged, unreadable, limits), Decision(tuple(one.verdict for one in judged), unreadable)
+
+
+def _whole(judged: Sequence[Judged], unreadable: Sequence[Refusal], limits: SelectionLimits) -> Wholeness:
     if unreadable:
         return Wholeness(False, False, unreadable[0].text)
     gaps = next((fault for one in judged if (fault := _gap(one))), None)

@@ -91,13 +91,14 @@ def file_report(
     TransientFaultError
         When the child failed; nothing is left behind, and another try writes the same bytes.
     """
-    name = hashlib.sha256(record.sop_instance_uid.encode("ascii")).hexdigest()[:32]
+    uid = record.sop_instance_uid
+    name = hashlib.sha256(uid.encode("ascii")).hexdigest()[:32]
     path = Path("reports") / f"{name}.dcm"
     written = reader.write_report(record, images, folder / path, cancelled)
     if isinstance(written, ChildFailure):
         raise TransientFaultError(f"The report of series {record.image_series_instance_uid}: {written.text}.")
     return {
-        "sop_instance_uid": record.sop_instance_uid,
+        "sop_instance_uid": uid,
         "sop_class_uid": record.sop_class_uid,
         "outcome": record.outcome.value,
         "record": record.to_json(),

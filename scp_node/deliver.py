@@ -68,6 +68,8 @@ class Deliveries:
     def attempt(self, delivery_id: int, attempt: int, cancelled: Cancelled) -> None:
         """Make one attempt, or ask once for a report that was stored, and write down how it ended."""
         due = self._outbox.delivery(delivery_id)
+        if not due.is_open(attempt):
+            return  # an earlier life of this run settled it; a question that was answered must not become a sending
         if due.away and not self._is_back(due, attempt):
             return
         if due.state is DeliveryState.VERIFYING:
@@ -200,6 +202,7 @@ class Deliveries:
             series_uid=due.series_uid,
             revision=due.revision,
             destinations=(due.destination,),
+            whole_study=self._settings.study.series == "best",
         )
         why = f"{due.destination} does not take Comprehensive 3D SR; Comprehensive SR is sent instead."
         self._outbox.replace(due.id, attempt, new, why=why, now=self._clock.now())

@@ -26,6 +26,7 @@ _WANTED: Final = frozenset({_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES})
 _META: Final = frozenset({(2, 0x02), (2, 0x03), (2, 0x10), (2, 0x16), (2, 0x18)})
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _UNDEFINED: Final = 0xFFFFFFFF
+_SHORTEST: Final = 8  # bytes of a tag and its length; of an explicit one with a long VR four more
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 Table 7.1-1: four bytes
 _UID_LETTERS: Final = re.compile(r"[0-9.]{1,64}")
 _STRICT_UID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
@@ -86,7 +87,7 @@ def is_conformant_uid(text: str) -> bool:
     return len(text) <= MAX_UID and _STRICT_UID.fullmatch(text) is not None
 
 
-def read_identifiers(dataset: bytes, transfer_syntax_uid: str) -> Identifiers | Unreadable:
+def read_identifiers(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Identifiers | Unreadable:
     """Read the UIDs of SOP class, instance, study and series from the top level of a data set.
 
     Parameters
@@ -143,12 +144,13 @@ def split_file(dicom: bytes) -> Part10 | NotPart10:
 class _Walk:
     """A cursor over encoded elements."""
 
-    __slots__ = ("_at", "_body", "_explicit", "_left", "_order")
+    __slots__ = ("_at", "_body", "_explicit", "_left", "_long", "_short", "_tag")
 
-    def __init__(self, body: bytes, *, big_endian: bool) -> None:
+    def __init__(self, body: bytes | bytearray, *, big_endian: bool) -> None:
         self._body = body
         self._at = 0
-        self._order = ">" if big_endian else "<"
+        order = ">" if big_endian else "<"
+        self._tag, self._short, self._long = (struct.Struct(order + form) for form in ("HH", "H", "I"))
         self._explicit = _is_vr(body[4:6])
         self._left = MAX_ELEMENTS
 
@@ -176,18 +178,16 @@ class _Walk:
         self._left -= 1
         if self._left < 0:
             raise _BrokenError(f"more than {MAX_ELEMENTS} elements before the identifiers")
-        group, element = self._unpack("HH", 4)
+        body, at = self._body, self._at
+        self._advance(_SHORTEST)
+        group, element = self._tag.unpack_from(body, at)
         tag = (group, element)
-        if group == 0xFFFE:
-            return tag, self._unpack("I", 4)[0], False
-        vr = self._body[self._at : self._at + 2]
-        if not explicit or not _is_vr(vr):
-            return tag, self._unpack("I", 4)[0], False
-        self._skip(2, tag)
+        if not explicit or group == 0xFFFE or not _is_vr(vr := bytes(body[at + 4 : at + 6])):
+            return tag, self._long.unpack_from(body, at + 4)[0], False
         if vr not in _LONG_VRS:
-            return tag, self._unpack("H", 2)[0], False
-        self._skip(2, tag)
-        length = self._unpack("I", 4)[0]
+            return tag, self._short.unpack_from(body, at + 6)[0], False
+        self._advance(4)
+        length = self._long.unpack_from(body, at + 8)[0]
         return tag, length, vr == b"UN" and length == _UNDEFINED
 
     def _skip_sequence(self, *, explicit: bool) -> None:
@@ -208,13 +208,10 @@ class _Walk:
             else:
                 self._skip(length, tag)
 
-    def _unpack(self, form: str, size: int) -> tuple[int, ...]:
-        end = self._at + size
-        if end > len(self._body):
+    def _advance(self, size: int) -> None:
+        self._at += size
+        if self._at > len(self._body):
             raise _BrokenError(f"it ends inside an element, at byte {len(self._body)}")
-        values: tuple[int, ...] = struct.unpack(self._order + form, self._body[self._at : end])
-        self._at = end
-        return values
 
     def _skip(self, length: int, tag: tuple[int, int]) -> None:
         if self._at + length > len(self._body):
@@ -222,7 +219,7 @@ class _Walk:
         self._at += length
 
 
-def _is_vr(letters: bytes) -> bool:
+def _is_vr(letters: bytes | bytearray) -> bool:
     """Whether two bytes look like a VR, known or not; as an implicit length they would mean 16 KiB or more."""
     return len(letters) == 2 and letters.isalpha() and letters.isupper()
 
@@ -231,5 +228,5 @@ def _name(tag: tuple[int, int]) -> str:
     return f"({tag[0]:04X},{tag[1]:04X})"
 
 
-def _text(value: bytes) -> str:
+def _text(value: bytes | bytearray) -> str:
     return value.decode("ascii", errors="replace").strip(" \0")

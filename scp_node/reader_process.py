@@ -1,15 +1,18 @@
 """The short-lived child that opens DICOM files for the worker: it decides over headers, or writes one report.
 
 What arrives from the network is read here, under a memory and a time limit; a file that kills its reader kills
-this process alone. Neither torch nor the database is loaded.
+this process alone. Neither torch nor the database is loaded. One child is always started ahead: starting takes
+longer than most answers.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -28,10 +31,11 @@ if TYPE_CHECKING:
     from sr_writer.record import ReportRecord
 
 _POLL_S = 1.0
+_DECISIONS_KEPT = 16
 
 
 class ReaderClient:
-    """The worker's side: one child for each question.
+    """The worker's side: one child for each question, of which the next one waits with its modules loaded.
 
     Parameters
     ----------
@@ -41,17 +45,41 @@ class ReaderClient:
         The child is killed after so long.
     memory_mib
         Its address space.
+
+    Notes
+    -----
+    A child dies with the thread that started it, so one thread starts them all and lives as long as this client.
     """
 
     def __init__(self, limits: SelectionLimits, *, timeout_s: float, memory_mib: int) -> None:
         self._limits = limits
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
+        self._decided: dict[
+            tuple[Path, ...], str
+        ] = {}  # files keep what they hold, so a decision on them stays true
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
+        self._keeper = threading.Thread(target=self._keep, name="reader-keeper", daemon=True)
+        self._wanted.put(True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """Stop the child that waits."""
+        self._wanted.put(False)
+        self._keeper.join()
+        waiting = self._ready.get()
+        if not isinstance(waiting, OSError):
+            with waiting:
+                waiting.kill()
 
     def decide(self, paths: Sequence[Path], cancelled: Cancelled) -> Decision | ChildFailure:
-        """Rank the series of a study by their headers."""
+        """Rank the series of a study by their headers; not read again after a look at the same files."""
         from pipeline.analysis import Decision
 
+        known = self._decided.pop(tuple(paths), None)
+        if known is not None:
+            return Decision.from_json(known)
         request = {"do": "decide", "paths": list(map(str, paths)), "limits": asdict(self._limits)}
         answer = self._ask(request, cancelled)
         return answer if isinstance(answer, ChildFailure) else Decision.from_json(answer["decision"])
@@ -62,7 +90,12 @@ class ReaderClient:
 
         request = {"do": "look", "paths": list(map(str, paths)), "limits": asdict(self._limits)}
         answer = self._ask(request, cancelled)
-        return answer if isinstance(answer, ChildFailure) else Wholeness(**answer)
+        if isinstance(answer, ChildFailure):
+            return answer
+        while len(self._decided) >= _DECISIONS_KEPT:
+            self._decided.pop(next(iter(self._decided)), None)
+        self._decided[tuple(paths)] = answer["decision"]
+        return Wholeness(**answer["wholeness"])
 
     def same_content(self, pairs: Sequence[tuple[Path, Path]], cancelled: Cancelled) -> list[bool] | ChildFailure:
         """Say of each pair of files whether they are one image in two encodings."""
@@ -85,8 +118,7 @@ class ReaderClient:
 
     def _ask(self, request: dict[str, Any], cancelled: Cancelled) -> dict[str, Any] | ChildFailure:
         doing = str(request["do"])
-        command = [sys.executable, "-m", "scp_node.reader_process", str(os.getpid()), str(self._memory_mib)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        with self._child() as child:
             try:
                 output = self._wait(child, json.dumps(request).encode("ascii"), cancelled)
             finally:
@@ -97,6 +129,26 @@ class ReaderClient:
             return ChildFailure(doing, f"the reader stopped without an answer (exit {child.returncode})")
         answer: dict[str, Any] = json.loads(output)
         return ChildFailure(doing, answer["failed"]) if "failed" in answer else answer
+
+    def _child(self) -> subprocess.Popen[bytes]:
+        """Give a child that waits for its question, and have the next one started."""
+        while True:
+            child = self._ready.get()
+            self._wanted.put(True)
+            if isinstance(child, OSError):
+                raise child
+            if child.poll() is None:
+                return child
+            with child:  # it died while it waited, killed for the machine's memory perhaps
+                pass
+
+    def _keep(self) -> None:
+        command = [sys.executable, "-m", "scp_node.reader_process", str(os.getpid()), str(self._memory_mib)]
+        while self._wanted.get():
+            try:
+                self._ready.put(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            except OSError as fault:  # no memory for another process: who asks gets it, this thread must live
+                self._ready.put(fault)
 
     def _wait(self, child: subprocess.Popen[bytes], request: bytes, cancelled: Cancelled) -> bytes | None:
         deadline = time.monotonic() + self._timeout_s
@@ -118,6 +170,7 @@ def main() -> None:
     leave_stopping_to_the_parent()
     answers = keep_answers_apart()
     limit_memory(memory_mib)
+    _load_modules()
     request = json.load(sys.stdin)
     try:
         answer = _ANSWERS[request["do"]](request)
@@ -125,6 +178,13 @@ def main() -> None:
         answer = {"failed": describe(fault)}
     with os.fdopen(answers, "w", encoding="ascii") as pipe:
         json.dump(answer, pipe)
+
+
+def _load_modules() -> None:
+    """Import what the answers need, before there is a question."""
+    import pipeline.content
+    import pipeline.wholeness  # noqa: F401
+    import sr_writer.report  # noqa: F401
 
 
 def _decide(request: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +195,10 @@ def _decide(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _look(request: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.wholeness import look_whether_whole
+    from pipeline.wholeness import look_and_decide
 
-    return asdict(look_whether_whole([Path(path) for path in request["paths"]], _limits(request)))
+    whole, decision = look_and_decide([Path(path) for path in request["paths"]], _limits(request))
+    return {"wholeness": asdict(whole), "decision": decision.to_json()}
 
 
 def _same_content(request: dict[str, Any]) -> dict[str, Any]:

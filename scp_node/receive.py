@@ -30,9 +30,11 @@ from scp_node.ledger.states import EventKind, Purpose
 from scp_node.spool import FileHeader
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
     from scp_node.ledger.arrivals import Arrivals
     from scp_node.ports import Clock
-    from scp_node.spool import Spool
+    from scp_node.spool import Placed, Spool
 
 log = structlog.get_logger()
 
@@ -88,15 +90,19 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One C-STORE request: what the command says, and the data set as encoded."""
+    """One C-STORE request: what the command says, and the data set as encoded.
+
+    ``sha256`` is that of the data set, hex, where it is known already.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    dataset: bytes
+    dataset: bytes | bytearray
     calling_ae: str
     called_ae: str
     peer: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +126,36 @@ class Received:
 
 
 class Receiver:
-    """Takes instances; one for the process, called by the threads of all associations."""
+    """Takes instances; one for the process, called by the threads of all associations.
+
+    Parameters
+    ----------
+    spool, arrivals, clock
+        Where the bytes go, where the row goes, and what time it is.
+    keep_other_objects
+        Whether the bytes of what is no CT image are kept.
+    max_object_bytes
+        A larger data set is refused.
+    beside
+        Makes a file's name durable while its row is committed; ``None``: one after the other (decision 0122).
+    """
 
     def __init__(
-        self, spool: Spool, arrivals: Arrivals, clock: Clock, *, keep_other_objects: bool, max_object_bytes: int
+        self,
+        spool: Spool,
+        arrivals: Arrivals,
+        clock: Clock,
+        *,
+        keep_other_objects: bool,
+        max_object_bytes: int,
+        beside: Executor | None = None,
     ) -> None:
         self._spool = spool
         self._arrivals = arrivals
         self._clock = clock
         self._keep_other_objects = keep_other_objects
         self._max_object_bytes = max_object_bytes
+        self._beside = beside
 
     def has_room(self) -> bool:
         """Whether there is space for more instances."""
@@ -174,13 +200,23 @@ class Receiver:
 
     def _store(self, incoming: Incoming, identifiers: Identifiers) -> Received:
         purpose = self._purpose(incoming)
-        path = None
+        path, settling = None, None
         if purpose is Purpose.CT or (purpose is Purpose.OTHER and self._keep_other_objects):
-            path = self._spool.keep(_header(incoming), incoming.dataset)
+            placed = self._spool.place(_header(incoming), incoming.dataset)
+            path, settling = placed.path, self._settle(placed)
         stored = self._arrivals.record(_arrival(incoming, identifiers, purpose, path, self._clock.now()))
+        if settling is not None:
+            settling.result()  # a row without its file is healed at the next start; Success waits for both
         if stored is Stored.CHANGED:
             log.warning("an instance arrived again with other content", **_who(incoming))
         return Received(Answer.STORED.status, "", Answer.STORED, stored)
+
+    def _settle(self, placed: Placed) -> Future[None] | None:
+        """Make a name durable, or have that done meanwhile."""
+        if self._beside is not None:
+            return self._beside.submit(placed.settle)
+        placed.settle()
+        return None
 
     def _purpose(self, incoming: Incoming) -> Purpose:
         if incoming.sop_class_uid in CT_CLASSES:
@@ -283,7 +319,7 @@ def _arrival(
         study_uid=identifiers.study_instance_uid,
         series_uid=identifiers.series_instance_uid,
         transfer_syntax_uid=incoming.transfer_syntax_uid,
-        sha256=hashlib.sha256(incoming.dataset).hexdigest(),
+        sha256=incoming.sha256 or hashlib.sha256(incoming.dataset).hexdigest(),
         size_bytes=len(incoming.dataset),
         path=path,
         purpose=purpose,

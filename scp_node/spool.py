@@ -54,11 +54,31 @@ class FileHeader:
         return _PREAMBLE + b"\x02\x00\x00\x00UL\x04\x00" + len(body).to_bytes(4, "little") + body
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An instance on disk: its bytes survive a power cut, its name only after :meth:`settle`.
+
+    Attributes
+    ----------
+    path
+        Relative to the folder of the spool.
+    shelf
+        The folder that holds the name.
+    """
+
+    path: str
+    shelf: Path
+
+    def settle(self) -> None:
+        """Make the name durable; any thread may do so."""
+        _sync_folder(self.shelf)
+
+
 class Spool:
     """The folder that holds what was received.
 
     Every method that writes raises :class:`OSError` when the disk fails or is full, and returns only when the
-    bytes and their name survive a power cut.
+    bytes and their name survive a power cut; :meth:`place` leaves the name to its caller.
     """
 
     def __init__(self, folder: Path, *, min_free_mib: int = 0, min_free_percent: float = 0.0) -> None:
@@ -87,8 +107,14 @@ class Spool:
         disk = shutil.disk_usage(self._folder)
         return disk.free >= max(self._min_free, int(disk.total * self._min_free_part))
 
-    def keep(self, header: FileHeader, dataset: bytes) -> str:
-        """Keep an instance; gives its path relative to the folder.
+    def keep(self, header: FileHeader, dataset: bytes | bytearray) -> str:
+        """Keep an instance; gives its path relative to the folder."""
+        placed = self.place(header, dataset)
+        placed.settle()
+        return placed.path
+
+    def place(self, header: FileHeader, dataset: bytes | bytearray) -> Placed:
+        """Write an instance, and give it its name once its bytes are durable.
 
         A data set that is already there under this SOP Instance UID is not written again. Another one gets the
         next free name (``.v2``, ``.v3``): no file is ever replaced.
@@ -106,14 +132,13 @@ class Spool:
                     named = _give_name(part, target)
                 if not named and not _holds(target, dataset):
                     continue
-                _sync_folder(shelf)
-                return target.relative_to(self._folder).as_posix()
+                return Placed(target.relative_to(self._folder).as_posix(), shelf)
         finally:
             if part is not None:
                 part.unlink(missing_ok=True)
         raise AssertionError("names do not end")
 
-    def quarantine(self, header: FileHeader, dataset: bytes) -> str:
+    def quarantine(self, header: FileHeader, dataset: bytes | bytearray) -> str:
         """Keep the bytes of a refused instance for a person to look at; the same bytes only once."""
         folder = self._folder / QUARANTINE
         target = self._inside(folder / f"{hashlib.sha256(dataset).hexdigest()[:32]}.dcm")
@@ -151,17 +176,17 @@ class Spool:
                 swept += 1
         return swept
 
-    def _write_aside(self, header: bytes, dataset: bytes) -> Path:
+    def _write_aside(self, header: bytes, dataset: bytes | bytearray) -> Path:
         part = self._folder / INCOMING / f"{os.getpid()}-{secrets.token_hex(16)}.part"
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            with part.open("xb") as file:
-                file.write(header)
-                file.write(dataset)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_all(descriptor, header, dataset)
+            os.fsync(descriptor)
         except OSError:
             part.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(descriptor)
         return part
 
     def _make_folder(self, folder: Path) -> None:
@@ -177,6 +202,17 @@ class Spool:
         if not resolved.is_relative_to(self._folder):
             raise OSError(f"{resolved.name} would lie outside the storage folder")
         return resolved
+
+
+def _write_all(descriptor: int, *pieces: bytes | bytearray) -> None:
+    """Write the pieces in one call where the system takes them at once: no buffer in between."""
+    left = [memoryview(piece) for piece in pieces]
+    while left:
+        written = os.writev(descriptor, left)
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if left:
+            left[0] = left[0][written:]
 
 
 def _names(stem: str) -> Iterator[str]:
@@ -196,7 +232,7 @@ def _give_name(part: Path, target: Path) -> bool:
     return True
 
 
-def _holds(file: Path, dataset: bytes) -> bool:
+def _holds(file: Path, dataset: bytes | bytearray) -> bool:
     """Whether a file of ours holds exactly this data set."""
     content = file.read_bytes()
     part10 = split_file(content)

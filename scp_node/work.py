@@ -144,9 +144,14 @@ class Work:
         )
 
     def report(self, run: Run, series_uid: str, cancelled: Cancelled) -> None:
-        """Put the reports of an analysed series into the outbox; nothing for one that could not be analysed."""
+        """Put the reports of an analysed series into the outbox; nothing for one that could not be analysed.
+
+        Nothing either when an earlier revision has told the same: its late images came before it was analysed.
+        """
         result = self._result(run, series_uid)
         if isinstance(result, Refusal) or result.analysis.outcome is Outcome.NOT_ANALYSED:
+            return
+        if self._told_before(run, series_uid):
             return
         self._write_reports(run, result, self._destinations(run), cancelled)
 
@@ -201,6 +206,15 @@ class Work:
         told = ended is not None and ended["state"] in (StudyState.REPORTED, StudyState.NOT_ANALYSED)
         return dict(ended) if same and told else None
 
+    def _told_before(self, run: Run, series_uid: str) -> bool:
+        """Say whether the last reported revision rests on the very images of this one."""
+        last = self._studies.last_reported(run.study_uid, before=run.revision)
+        if last is None:
+            return False
+        key = replace(run, revision=last).key(series_uid, "analyse")
+        theirs, ours = self._steps.outcome(key), self._steps.outcome(run.key(series_uid, "analyse"))
+        return bool(theirs and theirs["analysis"] and theirs.get("images", "") == ours.get("images"))
+
     def _patience(self, run: Run, decision: Decision) -> float | None:
         """Say until when missing slices are waited for; ``None`` when the decision counts."""
         best = decision.eligible[0] if decision.eligible else decision.best_ct
@@ -214,8 +228,13 @@ class Work:
         return until if codes & _GAPS and self._clock.now() < until else None
 
     def _analysis(self, run: Run, series_uid: str, key: str, cancelled: Cancelled) -> dict[str, Any]:
-        answer = self._detect(run, series_uid, key, cancelled)
-        kept = {"analysis": None, "failure": None, "finished_at": self._clock.now()}
+        seen = self._studies.images(run.study_uid)
+        images = [image for image in seen if image.series_uid == series_uid]
+        answer = self._detect(run, series_uid, key, images, cancelled)
+        if isinstance(answer, Analysis):
+            late = _fingerprint(self._studies.images(run.study_uid)) != _fingerprint(seen)
+            answer = self._completed(run, series_uid, images, answer, late=late)
+        kept = {"analysis": None, "failure": None, "finished_at": self._clock.now(), "images": _fingerprint(images)}
         match answer:
             case Refusal(Code.DECODE_FAILED):
                 analysis = Analysis(run.study_uid, series_uid, Outcome.NOT_ANALYSED, reason=answer)
@@ -225,20 +244,23 @@ class Work:
             case _:
                 return kept | {"analysis": to_record(answer)}
 
-    def _detect(self, run: Run, series_uid: str, key: str, cancelled: Cancelled) -> Analysis | Refusal:
+    def _detect(
+        self, run: Run, series_uid: str, key: str, images: Sequence[ImageFile], cancelled: Cancelled
+    ) -> Analysis | Refusal:
         starts = self._steps.starts(key)
         if starts > self._settings.worker.max_starts:
             return Refusal(Code.DETECTOR_FAILED, f"Series {series_uid}: given up after {starts - 1} starts.")
-        images = self._studies.images(run.study_uid, series_uid)
         answer = self._twice(lambda: self._detector.analyse(self._paths(images), cancelled))
         if isinstance(answer, Analysis):
-            return self._completed(run, series_uid, images, answer)
+            return answer
         code = Code.DECODE_FAILED if answer.during == DECODING else Code.DETECTOR_FAILED
         where = f" during {answer.during}" if answer.during else ""
         return Refusal(code, f"Series {series_uid}: {answer.text}{where}, {CHILD_TRIES} times.")
 
-    def _completed(self, run: Run, series_uid: str, images: Sequence[ImageFile], analysis: Analysis) -> Analysis:
-        more = list(self._incomplete(run, series_uid))
+    def _completed(
+        self, run: Run, series_uid: str, images: Sequence[ImageFile], analysis: Analysis, *, late: bool
+    ) -> Analysis:
+        more = list(self._incomplete(run, series_uid, late=late))
         changed = sum(image.changed for image in images)
         if changed:
             text = f"{changed} images arrived again with other content; the newest were used."
@@ -254,15 +276,12 @@ class Work:
             notices=(*analysis.notices, *more),
         )
 
-    def _incomplete(self, run: Run, series_uid: str) -> Iterable[Notice]:
+    def _incomplete(self, run: Run, series_uid: str, *, late: bool) -> Iterable[Notice]:
         """Warn of images that are known to exist, or that came while the others were analysed."""
         counts, text = self._proofs.speaks_of(run.study_uid)
         if counts is Counts.MORE and series_uid in text:
             yield Notice(Code.TIMED_OUT_INCOMPLETE, text)
-        if self._studies.state(run.study_uid) not in {
-            (StudyState.ANALYSING, run.revision),
-            (StudyState.QUEUED, run.revision),
-        }:
+        if late:
             text = "Images arrived while this series was analysed; they are not part of it."
             yield Notice(Code.LATE_IMAGES, text)
 
@@ -281,7 +300,9 @@ class Work:
         elif reported:
             codes = [notice.code for analysis in reported for notice in analysis.notices]
             marks = sum(len(analysis.reported) for analysis in reported)
-            self._finish(run, StudyState.REPORTED, codes, f"Analysed; {marks} findings reported.")
+            told = [self._steps.outcome(run.key(a.series_instance_uid, "report")) for a in reported]
+            text = f"Analysed; {marks} findings reported." if any(told) else "An earlier report says the same."
+            self._finish(run, StudyState.REPORTED, codes, text)
         else:
             self._report_not_analysed(run, analysed[0], cancelled)
 
@@ -342,6 +363,7 @@ class Work:
             predecessors=() if earlier is None else (earlier,),
             copy_procedure=self._settings.report.copy_procedure,
             site_texts=self._settings.report.texts,
+            revision=run.revision,
         )
 
     def _predecessor(self, run: Run, series_uid: str, destination: str) -> ReportRecord | None:

@@ -137,7 +137,8 @@ def run_worker(settings: Settings) -> int:
     runs = Runs(settings, engine)
     runs.renew_deadlines(slot.name)
     patient = make_engine(settings.database_url, reconnect_s=settings.worker.database_retry_s)
-    work, deliveries = _use_cases(settings, patient, runs)
+    reader = _reader(settings)
+    work, deliveries = _use_cases(settings, patient, runs, reader)
     if not _launch(settings, work, deliveries, runs):
         slot.release()
         return EXIT_CANNOT_START
@@ -148,7 +149,9 @@ def run_worker(settings: Settings) -> int:
     scheduling = threading.Thread(target=scheduler.loop, args=(enough,), name="scheduler", daemon=True)
     scheduling.start()
     log.info("Worker ready", slot=slot.name, settings=settings.version)
-    proving = threading.Thread(target=_prover(settings, engine).loop, args=(enough,), name="prover", daemon=True)
+    proving = threading.Thread(
+        target=_prover(settings, engine, reader).loop, args=(enough,), name="prover", daemon=True
+    )
     proving.start()
     outcome = _until_told(settings, signals)
     enough.set()
@@ -572,12 +575,18 @@ def delivery_policy(settings: Settings) -> RetryPolicy:
     return RetryPolicy(**{field.name: values[field.name] for field in fields(RetryPolicy)})
 
 
-def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs) -> tuple[Work, Deliveries]:
+def _reader(settings: Settings) -> ReaderClient:
+    worker = settings.worker
+    return ReaderClient(
+        settings.selection.limits(), timeout_s=worker.reader_timeout_s, memory_mib=worker.reader_memory_mib
+    )
+
+
+def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs, reader: ReaderClient) -> tuple[Work, Deliveries]:
     clock, limits = SystemClock(), settings.selection.limits()
     worker = settings.worker
     studies, outbox = Studies(engine), Outbox(engine)
     steps = Steps(engine, executor=worker.slot, clock=clock, retry_s=worker.database_retry_s)
-    reader = ReaderClient(limits, timeout_s=worker.reader_timeout_s, memory_mib=worker.reader_memory_mib)
     detector = DetectorClient(
         settings.detector, limits, timeout_s=worker.detect_timeout_s, restart_after=worker.detector_studies
     )
@@ -619,15 +628,12 @@ def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs) -> tuple[Work,
     return work, deliveries
 
 
-def _prover(settings: Settings, engine: sa.Engine) -> Prover:
-    worker = settings.worker
+def _prover(settings: Settings, engine: sa.Engine, reader: ReaderClient) -> Prover:
     return Prover(
         settings,
         studies=Studies(engine),
         proofs=Proofs(engine),
-        reader=ReaderClient(
-            settings.selection.limits(), timeout_s=worker.reader_timeout_s, memory_mib=worker.reader_memory_mib
-        ),
+        reader=reader,
         catalogue_of=lambda to: DicomCatalogue(to, settings.node.ae_title, settings.network, settings.tls),
         clock=SystemClock(),
     )

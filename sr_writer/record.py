@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,8 @@ SOP_CLASS_UIDS: Mapping[str, str] = {
     "comprehensive": "1.2.840.10008.5.1.4.1.1.88.33",
 }
 SCHEMA = 1
-_LATER = frozenset({"analysed", "offered"})
+_LATER: Mapping[str, object] = {"analysed": [], "offered": None, "revision": 1}
+"""What the first release did not know, and the value with which it says nothing."""
 MOST_MARKS = 20
 """More marks than this help nobody who reads the report; all findings stay in the ledger."""
 
@@ -137,6 +138,8 @@ class ReportRecord:
     offered
         Slices that the series has: its images, those left out included, and those that were filled in;
         ``None`` as above.
+    revision
+        Of the study: two revisions that end in one second with the same result are two documents.
     """
 
     study_instance_uid: str
@@ -161,6 +164,7 @@ class ReportRecord:
     site_texts: tuple[str, ...] = ()
     analysed: tuple[ImageKey, ...] = ()
     offered: int | None = None
+    revision: int = 1
 
     @property
     def digest(self) -> str:
@@ -194,8 +198,9 @@ class ReportRecord:
         What the first release did not know is left out where it says nothing: records of that release keep their
         digest, and with it the UIDs of the documents that archives hold.
         """
-        document: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA} | asdict(self), allow_nan=False))
-        return {key: value for key, value in document.items() if key not in _LATER or value not in ([], None)}
+        values = {"schema": SCHEMA} | _values(self)
+        document: dict[str, Any] = json.loads(json.dumps(values, default=_values, allow_nan=False))
+        return {key: value for key, value in document.items() if key not in _LATER or value != _LATER[key]}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ReportRecord:
@@ -237,6 +242,7 @@ def freeze(
     parameters: Sequence[str] = (),
     copy_procedure: bool = True,
     site_texts: Sequence[str] = (),
+    revision: int = 1,
 ) -> ReportRecord:
     """Freeze the analysis of a series into the record of one report.
 
@@ -265,6 +271,8 @@ def freeze(
         Whether the images' procedure code is repeated in the report.
     site_texts
         Sentences of the site for every report.
+    revision
+        Of the study, counted from 1.
 
     Raises
     ------
@@ -307,6 +315,7 @@ def freeze(
         site_texts=tuple(plain_text(text) for text in site_texts),
         analysed=() if coverage is None else coverage.images,
         offered=None if coverage is None else coverage.offered + coverage.filled,
+        revision=revision,
     )
 
 
@@ -321,6 +330,10 @@ def plain_text(text: str) -> str:
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
     printable = "".join(c if c.isprintable() else " " for c in ascii_only.replace("\\", "/"))
     return " ".join(printable.split())
+
+
+def _values(part: Any) -> dict[str, Any]:
+    return {field.name: getattr(part, field.name) for field in fields(part)}
 
 
 def _marks(findings: Sequence[Finding], series_uid: str, known: Sequence[Mark]) -> tuple[Mark, ...]:

@@ -73,6 +73,39 @@ class Arrival:
     series_notes: tuple[Note, ...] = ()
 
 
+# Built once: building a statement takes several times as long as executing it, and each image needs five.
+_at_study: Final[sa.BindParameter[str]] = sa.bindparam("at_study")
+_at: Final[sa.BindParameter[float]] = sa.bindparam("at")
+_this_study = tables.study.c.study_uid == _at_study
+_this_series = sa.and_(
+    tables.series.c.study_uid == _at_study, tables.series.c.series_uid == sa.bindparam("at_series")
+)
+_receives = tables.study.c.state == StudyState.RECEIVING
+_LOCK_STUDY: Final = sa.update(tables.study).where(_this_study).values(study_uid=tables.study.c.study_uid)
+_NEW_STUDY: Final = sa.insert(tables.study)
+_VERSIONS: Final = sa.select(
+    tables.instance.c.version, tables.instance.c.is_newest, tables.instance.c.sha256
+).where(tables.instance.c.sop_instance_uid == sa.bindparam("at_instance"))
+_COUNT_SERIES: Final = sa.update(tables.series).where(_this_series).values(last_received_at=_at)
+_COUNT_CT_SERIES: Final = _COUNT_SERIES.values(holds_ct=True)
+_NEW_SERIES: Final = sa.insert(tables.series)
+_NEW_INSTANCE: Final = sa.insert(tables.instance)
+_PROLONG: Final = (
+    sa.update(tables.study).where(_this_study, _receives).values(last_received_at=_at, next_look_at=sa.null())
+)
+_RECEIVE_AGAIN: Final = (
+    sa.update(tables.study)
+    .where(_this_study, sa.not_(_receives))
+    .values(
+        state=StudyState.RECEIVING,
+        last_received_at=_at,
+        state_changed_at=_at,
+        waiting_since=_at,
+        next_look_at=sa.null(),
+    )
+)
+
+
 @dataclass(slots=True)
 class _Ticket:
     """An arrival that waits to be recorded, and then what became of it."""
@@ -213,30 +246,23 @@ def _record(connection: sa.Connection, arrival: Arrival) -> Stored:
 
 def _take_study(connection: sa.Connection, arrival: Arrival) -> None:
     """Lock the study's row, or make it. A write comes first, so that SQLite's transaction begins here."""
-    study = tables.study
-    locked = sa.update(study).where(study.c.study_uid == arrival.study_uid).values(study_uid=arrival.study_uid)
-    if connection.execute(locked).rowcount == 0:
-        connection.execute(
-            sa.insert(study).values(
-                study_uid=arrival.study_uid,
-                state=StudyState.RECEIVING,
-                revision=0,
-                codes=[],
-                sender=arrival.calling_ae,
-                first_received_at=arrival.received_at,
-                last_received_at=arrival.received_at,
-                state_changed_at=arrival.received_at,
-                waiting_since=arrival.received_at,
-            )
-        )
+    if connection.execute(_LOCK_STUDY, {"at_study": arrival.study_uid}).rowcount == 0:
+        values = {
+            "study_uid": arrival.study_uid,
+            "state": StudyState.RECEIVING,
+            "revision": 0,
+            "codes": [],
+            "sender": arrival.calling_ae,
+            "first_received_at": arrival.received_at,
+            "last_received_at": arrival.received_at,
+            "state_changed_at": arrival.received_at,
+            "waiting_since": arrival.received_at,
+        }
+        connection.execute(_NEW_STUDY, values)
 
 
 def _known(connection: sa.Connection, arrival: Arrival) -> Sequence[sa.Row[int, bool, str]]:
-    instance = tables.instance
-    query = sa.select(instance.c.version, instance.c.is_newest, instance.c.sha256).where(
-        instance.c.sop_instance_uid == arrival.sop_instance_uid
-    )
-    return connection.execute(query).all()
+    return connection.execute(_VERSIONS, {"at_instance": arrival.sop_instance_uid}).all()
 
 
 def _repair_path(connection: sa.Connection, arrival: Arrival) -> bool:
@@ -279,20 +305,16 @@ def _misses_removed(connection: sa.Connection, study_uid: str) -> bool:
 
 
 def _count_series(connection: sa.Connection, arrival: Arrival) -> None:
-    series, is_ct = tables.series, arrival.purpose is Purpose.CT
-    values: dict[str, object] = {"last_received_at": arrival.received_at}
-    if is_ct:
-        values["holds_ct"] = True
-    here = sa.and_(series.c.study_uid == arrival.study_uid, series.c.series_uid == arrival.series_uid)
-    if connection.execute(sa.update(series).where(here).values(values)).rowcount == 0:
-        connection.execute(
-            sa.insert(series).values(
-                study_uid=arrival.study_uid,
-                series_uid=arrival.series_uid,
-                holds_ct=is_ct,
-                last_received_at=arrival.received_at,
-            )
-        )
+    is_ct = arrival.purpose is Purpose.CT
+    here = {"at_study": arrival.study_uid, "at_series": arrival.series_uid, "at": arrival.received_at}
+    if connection.execute(_COUNT_CT_SERIES if is_ct else _COUNT_SERIES, here).rowcount == 0:
+        values = {
+            "study_uid": arrival.study_uid,
+            "series_uid": arrival.series_uid,
+            "holds_ct": is_ct,
+            "last_received_at": arrival.received_at,
+        }
+        connection.execute(_NEW_SERIES, values)
         _note(connection, arrival.series_notes, arrival.received_at)
 
 
@@ -313,47 +335,34 @@ def _supersede(connection: sa.Connection, arrival: Arrival) -> None:
 
 
 def _insert_instance(connection: sa.Connection, arrival: Arrival, version: int) -> None:
-    connection.execute(
-        sa.insert(tables.instance).values(
-            sop_instance_uid=arrival.sop_instance_uid,
-            version=version,
-            is_newest=True,
-            study_uid=arrival.study_uid,
-            series_uid=arrival.series_uid,
-            sop_class_uid=arrival.sop_class_uid,
-            transfer_syntax_uid=arrival.transfer_syntax_uid,
-            sha256=arrival.sha256,
-            size_bytes=arrival.size_bytes,
-            path=arrival.path,
-            purpose=arrival.purpose,
-            calling_ae=arrival.calling_ae,
-            called_ae=arrival.called_ae,
-            peer=arrival.peer,
-            received_at=arrival.received_at,
-        )
-    )
+    values = {
+        "sop_instance_uid": arrival.sop_instance_uid,
+        "version": version,
+        "is_newest": True,
+        "study_uid": arrival.study_uid,
+        "series_uid": arrival.series_uid,
+        "sop_class_uid": arrival.sop_class_uid,
+        "transfer_syntax_uid": arrival.transfer_syntax_uid,
+        "sha256": arrival.sha256,
+        "size_bytes": arrival.size_bytes,
+        "path": arrival.path,
+        "purpose": arrival.purpose,
+        "calling_ae": arrival.calling_ae,
+        "called_ae": arrival.called_ae,
+        "peer": arrival.peer,
+        "received_at": arrival.received_at,
+    }
+    connection.execute(_NEW_INSTANCE, values)
 
 
 def _move_study(connection: sa.Connection, arrival: Arrival) -> None:
     """Take the study back to RECEIVING for a CT instance; anything else only prolongs a wait that is on."""
-    study, now = tables.study, arrival.received_at
-    here = study.c.study_uid == arrival.study_uid
-    receiving = study.c.state == StudyState.RECEIVING
+    here = {"at_study": arrival.study_uid, "at": arrival.received_at}
     if arrival.purpose is Purpose.OWN:
         return
-    connection.execute(sa.update(study).where(here, receiving).values(last_received_at=now, next_look_at=sa.null()))
-    if arrival.purpose is Purpose.CT:
-        connection.execute(
-            sa.update(study)
-            .where(here, sa.not_(receiving))
-            .values(
-                state=StudyState.RECEIVING,
-                last_received_at=now,
-                state_changed_at=now,
-                waiting_since=now,
-                next_look_at=sa.null(),
-            )
-        )
+    waits_on = connection.execute(_PROLONG, here).rowcount
+    if arrival.purpose is Purpose.CT and not waits_on:
+        connection.execute(_RECEIVE_AGAIN, here)
 
 
 def _note(connection: sa.Connection, notes: Sequence[Note], now: float) -> None:

@@ -62,7 +62,7 @@ class OpenAssociations:
         self._leases.release(PREFIX + self._boot, self._boot)
 
 
-def somebody_sends(sender: ColumnElement[str], now: float) -> ColumnElement[bool]:
+def somebody_sends(sender: ColumnElement[str], now: ColumnElement[float]) -> ColumnElement[bool]:
     """Whether a living listener has an association open from a sender: a condition for a query."""
     return (
         sa.exists()

@@ -7,7 +7,7 @@ then begins by asking whether it is back (C-ECHO). When it is, its reports go ou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 OFFERS_KEPT_S = 86400.0
+
+# Built once, as in ``arrivals``.
+_this = destination.c.name == sa.bindparam("this_name")
+_LOCK: Final = sa.update(destination).where(_this).values(name=destination.c.name)
+_NEW: Final = sa.insert(destination)
+_CHANGE: Final = sa.update(destination).where(_this)
+_OFFERS: Final = sa.select(destination.c.offers).where(_this, destination.c.asked_at > sa.bindparam("not_before"))
+_FAILURES: Final = sa.select(destination.c.failures, destination.c.opened_at).where(_this)
+_IS_AWAY: Final = sa.select(destination.c.name).where(_this, destination.c.opened_at.is_not(None))
+_DUE_AT_ONCE: Final = sa.update(delivery).where(
+    delivery.c.destination == sa.bindparam("this_name"),
+    delivery.c.state == DeliveryState.QUEUED,
+    delivery.c.next_attempt_at > sa.bindparam("at"),
+)
+AWAY: Final = sa.select(destination.c.name).where(
+    destination.c.opened_at.is_not(None), destination.c.probe_at > sa.bindparam("at")
+)
+"""The destinations that are away and not to be asked yet, for a query; ``at`` is the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +76,9 @@ class Destinations:
 
     def offers(self, name: str, *, now: float) -> frozenset[str] | None:
         """Give the SOP classes for proof that a destination accepted within the last day; ``None``: ask it."""
-        query = sa.select(destination.c.offers).where(
-            destination.c.name == name, destination.c.asked_at > now - OFFERS_KEPT_S
-        )
+        of_today = {"this_name": name, "not_before": now - OFFERS_KEPT_S}
         with self._engine.connect() as connection:
-            known = connection.execute(query).scalar_one_or_none()
+            known = connection.execute(_OFFERS, of_today).scalar_one_or_none()
         return None if known is None else frozenset(known)
 
     def keep_offers(self, name: str, offers: Collection[str], *, now: float) -> None:
@@ -74,28 +90,21 @@ class Destinations:
 
 def lock(connection: sa.Connection, name: str) -> None:
     """Lock a destination's row, or make it: who moves a delivery does this first, so that workers queue here."""
-    same = destination.update().where(destination.c.name == name).values(name=name)
-    if connection.execute(same).rowcount == 0:
-        connection.execute(destination.insert().values(name=name, failures=0))
+    if not lock_known(connection, name):
+        connection.execute(_NEW, {"name": name, "failures": 0})
 
 
-def away(now: float) -> sa.Select[tuple[str]]:
-    """Give the destinations that are away and not to be asked yet."""
-    return sa.select(destination.c.name).where(destination.c.opened_at.is_not(None), destination.c.probe_at > now)
+def lock_known(connection: sa.Connection, name: str) -> bool:
+    """Lock a destination's row if there is one; where there is none, nothing was ever under way."""
+    return connection.execute(_LOCK, {"this_name": name}).rowcount == 1
 
 
 def reached(connection: sa.Connection, name: str, *, now: float) -> bool:
     """Write down that a destination answered; what waits for it is due at once. Says whether it had been away."""
-    was_away = destination.c.name == name, destination.c.opened_at.is_not(None)
-    came_back = connection.execute(sa.select(destination.c.name).where(*was_away)).first() is not None
+    came_back = connection.execute(_IS_AWAY, {"this_name": name}).first() is not None
     _change(connection, name, failures=0, opened_at=None, probe_at=None, why=None)
     if came_back:
-        waits = sa.and_(
-            delivery.c.destination == name,
-            delivery.c.state == DeliveryState.QUEUED,
-            delivery.c.next_attempt_at > now,
-        )
-        connection.execute(delivery.update().where(waits).values(next_attempt_at=now))
+        connection.execute(_DUE_AT_ONCE, {"this_name": name, "at": now, "next_attempt_at": now})
         note(connection, None, "destination_back", f"{name} answers again; waiting reports follow.", at=now)
     return came_back
 
@@ -104,8 +113,7 @@ def not_reached(
     connection: sa.Connection, name: str, why: str, *, failures_allowed: int, probe_s: float, now: float
 ) -> None:
     """Count a failure to reach a destination; after so many in a row it is away."""
-    query = sa.select(destination.c.failures, destination.c.opened_at).where(destination.c.name == name)
-    row = connection.execute(query).one()
+    row = connection.execute(_FAILURES, {"this_name": name}).one()
     failures = row.failures + 1
     if failures < failures_allowed and row.opened_at is None:
         _change(connection, name, failures=failures, why=why)
@@ -116,5 +124,5 @@ def not_reached(
         note(connection, None, "destination_away", text, at=now)
 
 
-def _change(connection: sa.Connection, name: str, **values: object) -> None:
-    connection.execute(destination.update().where(destination.c.name == name).values(values))
+def _change(connection: sa.Connection, name: str, **values: Any) -> None:
+    connection.execute(_CHANGE, {"this_name": name, **values})

@@ -68,7 +68,8 @@ def make_engine(url: str, *, busy_timeout_s: float = 30.0, reconnect_s: float = 
         if reconnect_s:
             _connect_patiently(server, reconnect_s)
         return server
-    engine = sa.create_engine(url, pool_size=10, max_overflow=30, pool_timeout=busy_timeout_s)
+    # The connection used last goes first: it still knows the pages of the file, as long as nobody else wrote.
+    engine = sa.create_engine(url, pool_size=10, max_overflow=30, pool_timeout=busy_timeout_s, pool_use_lifo=True)
 
     @sa.event.listens_for(engine, "connect")
     def _keep_promises(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

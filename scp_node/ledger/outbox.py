@@ -7,7 +7,7 @@ so a dead one never holds up another. A report is delivered when that is proven 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
@@ -33,6 +33,122 @@ _WORDS = {
 }
 FEEDS = 3
 """How often a report that its destination lost is sent again."""
+
+
+def _replaced_by() -> sa.ScalarSelect[int]:
+    """The newest revision whose report takes the place of a delivery's own at its destination; NULL: none does."""
+    own, newer, there = report.alias(), report.alias(), delivery.alias()
+    same_matter = sa.or_(
+        newer.c.whole_study, newer.c.series_uid == own.c.series_uid, own.c.outcome == "not_analysed"
+    )
+    is_newer = sa.and_(newer.c.study_uid == own.c.study_uid, newer.c.revision > own.c.revision, same_matter)
+    return (
+        sa.select(sa.func.max(newer.c.revision))
+        .select_from(own.join(newer, is_newer).join(there, there.c.sop_instance_uid == newer.c.sop_instance_uid))
+        .where(own.c.sop_instance_uid == delivery.c.sop_instance_uid, there.c.destination == delivery.c.destination)
+        .correlate(delivery)
+        .scalar_subquery()
+    )
+
+
+def _due() -> sa.ColumnElement[bool]:
+    """Whether a delivery is to be taken at the time ``at``: no other one is under way to its destination."""
+    other = delivery.alias()
+    return sa.and_(
+        delivery.c.state.in_((DeliveryState.QUEUED, DeliveryState.SENT)),
+        delivery.c.next_attempt_at <= sa.bindparam("at"),
+        delivery.c.destination.not_in(sa.select(other.c.destination).where(other.c.state.in_(_UNDER_WAY))),
+        delivery.c.destination.not_in(destinations.AWAY),
+    )
+
+
+# Built once, as in ``arrivals``.
+_this: Final = delivery.c.id == sa.bindparam("this_id")
+_of_study: Final[sa.BindParameter[str]] = sa.bindparam("of_study")
+_to = delivery.c.destination == sa.bindparam("to")
+_waits = delivery.c.state == DeliveryState.QUEUED
+_REPLACED_BY: Final = _replaced_by()
+_DUE: Final = _due()
+_DUE_PLACES: Final = sa.select(delivery.c.destination).where(_DUE).distinct()
+_OLDEST_DUE: Final = (
+    sa.select(delivery.c.id, delivery.c.attempts, delivery.c.destination)
+    .where(_DUE, _to)
+    .order_by(delivery.c.created_at, delivery.c.id)
+    .limit(1)
+)
+_CLAIM: Final = (
+    sa.update(delivery)
+    .where(_DUE, _this, delivery.c.attempts == sa.bindparam("attempts_before"))
+    .values(state=sa.case((_waits, DeliveryState.SENDING.value), else_=DeliveryState.VERIFYING.value))
+)
+_DELIVERY: Final = (
+    sa.select(
+        delivery.c.id,
+        delivery.c.destination,
+        delivery.c.state,
+        delivery.c.attempts,
+        delivery.c.created_at,
+        report.c.sop_instance_uid,
+        report.c.sop_class_uid,
+        report.c.study_uid,
+        report.c.series_uid,
+        report.c.revision,
+        report.c.record,
+        report.c.path,
+        report.c.sha256,
+        delivery.c.sent_at,
+        delivery.c.checks,
+        delivery.c.feeds,
+        delivery.c.transaction_uid,
+        destination.c.opened_at.is_not(None).label("away"),
+    )
+    .select_from(delivery.join(report).outerjoin(destination, destination.c.name == delivery.c.destination))
+    .where(_this)
+)
+_SETTLE: Final = sa.update(delivery).where(
+    _this, delivery.c.state.in_(_UNDER_WAY), delivery.c.attempts == sa.bindparam("attempt")
+)
+_REPLACEMENT: Final = sa.select(_REPLACED_BY).where(_this, _waits)
+_CANCEL: Final = sa.update(delivery).where(_this, _waits)
+_CANCEL_OLDER: Final = sa.update(delivery).where(
+    _waits,
+    _to,
+    delivery.c.sop_instance_uid.in_(
+        sa.select(report.c.sop_instance_uid).where(
+            report.c.study_uid == _of_study,
+            report.c.revision < sa.bindparam("before"),
+            sa.or_(
+                sa.bindparam("whole_study", type_=sa.Boolean),
+                report.c.series_uid == sa.bindparam("of_series"),
+                report.c.outcome == "not_analysed",
+            ),
+        )
+    ),
+)
+_KNOWN_REPORT: Final = sa.select(report.c.sop_instance_uid).where(
+    report.c.sop_instance_uid == sa.bindparam("this_uid")
+)
+_NEW_REPORT: Final = sa.insert(report)
+_KNOWN_DELIVERY: Final = sa.select(delivery.c.id).where(
+    delivery.c.sop_instance_uid == sa.bindparam("this_uid"), _to
+)
+_NEW_DELIVERY: Final = sa.insert(delivery)
+_ASKED: Final = sa.and_(delivery.c.transaction_uid == sa.bindparam("transaction"), delivery.c.state.in_(STORED))
+_WAITS_FOR_ANSWER: Final = sa.select(delivery.c.id).where(_ASKED)
+_ANSWERED: Final = sa.update(delivery).where(_this, _ASKED, delivery.c.state != DeliveryState.DELIVERED)
+_LAST_DELIVERED: Final = (
+    sa.select(report.c.record)
+    .join_from(delivery, report)
+    .where(
+        _to,
+        delivery.c.state.in_(STORED),
+        report.c.study_uid == _of_study,
+        report.c.revision < sa.bindparam("before"),
+    )
+    .order_by(report.c.revision.desc(), delivery.c.id.desc())
+    .limit(1)
+)
+_LAST_DELIVERED_OF_SERIES: Final = _LAST_DELIVERED.where(report.c.series_uid == sa.bindparam("of_series"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +249,10 @@ class Delivery:
     transaction_uid: str | None
     away: bool
 
+    def is_open(self, attempt: int) -> bool:
+        """Whether this attempt is under way: nobody has settled it."""
+        return self.attempts == attempt and self.state in _UNDER_WAY
+
 
 class Outbox:
     """Reports and deliveries of the ledger."""
@@ -151,17 +271,9 @@ class Outbox:
             ``(delivery id, attempt)`` for each one taken.
         """
         with self._engine.connect() as connection:
-            names = (
-                connection.execute(sa.select(delivery.c.destination).where(_due(now)).distinct()).scalars().all()
-            )
+            names = connection.execute(_DUE_PLACES, {"at": now}).scalars().all()
             oldest = [
-                connection.execute(
-                    sa.select(delivery.c.id, delivery.c.attempts, delivery.c.destination)
-                    .where(_due(now), delivery.c.destination == name)
-                    .order_by(delivery.c.created_at, delivery.c.id)
-                    .limit(1)
-                ).one_or_none()
-                for name in sorted(names)
+                connection.execute(_OLDEST_DUE, {"at": now, "to": name}).one_or_none() for name in sorted(names)
             ]
         claimed = [(row.id, row.attempts + 1, row.destination) for row in oldest if row is not None]
         return tuple(
@@ -172,28 +284,8 @@ class Outbox:
 
     def delivery(self, delivery_id: int) -> Delivery:
         """Give one delivery with its report."""
-        query = sa.select(
-            delivery.c.id,
-            delivery.c.destination,
-            delivery.c.state,
-            delivery.c.attempts,
-            delivery.c.created_at,
-            report.c.sop_instance_uid,
-            report.c.sop_class_uid,
-            report.c.study_uid,
-            report.c.series_uid,
-            report.c.revision,
-            report.c.record,
-            report.c.path,
-            report.c.sha256,
-            delivery.c.sent_at,
-            delivery.c.checks,
-            delivery.c.feeds,
-            delivery.c.transaction_uid,
-            destination.c.opened_at.is_not(None).label("away"),
-        ).select_from(delivery.join(report).outerjoin(destination, destination.c.name == delivery.c.destination))
         with self._engine.connect() as connection:
-            row = connection.execute(query.where(delivery.c.id == delivery_id)).one()
+            row = connection.execute(_DELIVERY, {"this_id": delivery_id}).one()
         return Delivery(**{**row._mapping, "state": DeliveryState(row.state)})
 
     def settle(
@@ -292,28 +384,20 @@ class Outbox:
         DeliveryState or None
             The delivery's new state; ``None`` when no delivery waits for this transaction.
         """
-        query = sa.select(delivery.c.id).where(
-            delivery.c.transaction_uid == transaction_uid, delivery.c.state.in_(STORED)
-        )
         with self._engine.connect() as connection:
-            known = connection.execute(query).scalars().first()
+            known = connection.execute(_WAITS_FOR_ANSWER, {"transaction": transaction_uid}).scalars().first()
         if known is None:
             return None
         due = self.delivery(known)
         values, text = _after_answer(due, committed, missing, now)
-        waits = sa.and_(delivery.c.id == due.id, delivery.c.transaction_uid == transaction_uid)
+        values |= {"this_id": due.id, "transaction": transaction_uid, "state_changed_at": now}
         with self._engine.begin() as connection:
             destinations.lock(connection, due.destination)
-            moved = connection.execute(
-                delivery.update()
-                .where(waits, delivery.c.state.in_(STORED - {DeliveryState.DELIVERED}))
-                .values(**values, state_changed_at=now)
-            )
-            if moved.rowcount != 1:
+            if connection.execute(_ANSWERED, values).rowcount != 1:
                 return due.state
             state = DeliveryState(values["state"])
             note(connection, due.study_uid, f"delivery_{state.value}", text, at=now)
-        return state
+            return _back_in_line(connection, due, state, now)
 
     def replace(self, delivery_id: int, attempt: int, new: NewReport, *, why: str, now: float) -> bool:
         """Send another form of the report instead: the old delivery is cancelled, the new one due at once."""
@@ -334,47 +418,35 @@ class Outbox:
         self, destination: str, study_uid: str, *, before_revision: int, series_uid: str | None = None
     ) -> Mapping[str, Any] | None:
         """Give the record of the newest report of a study (or of one series) known to be at a destination."""
-        query = (
-            sa.select(report.c.record)
-            .join_from(delivery, report)
-            .where(
-                delivery.c.destination == destination,
-                delivery.c.state.in_(STORED),
-                report.c.study_uid == study_uid,
-                report.c.revision < before_revision,
-            )
-            .order_by(report.c.revision.desc(), delivery.c.id.desc())
-            .limit(1)
-        )
-        if series_uid is not None:
-            query = query.where(report.c.series_uid == series_uid)
+        query = _LAST_DELIVERED if series_uid is None else _LAST_DELIVERED_OF_SERIES
+        values = {"to": destination, "of_study": study_uid, "before": before_revision, "of_series": series_uid}
         with self._engine.connect() as connection:
-            record: Mapping[str, Any] | None = connection.execute(query).scalar_one_or_none()
+            record: Mapping[str, Any] | None = connection.execute(query, values).scalar_one_or_none()
         return record
 
     def retry(self, study_uid: str, *, now: float) -> int:
-        """Make the failed deliveries of a study due again, at a person's request; give how many."""
+        """Make the failed deliveries of a study due again, at a person's request; give how many.
+
+        One that a newer report replaces stays as it is.
+        """
         of_study = sa.select(report.c.sop_instance_uid).where(report.c.study_uid == study_uid)
-        failed = sa.and_(delivery.c.state == DeliveryState.FAILED_FINAL, delivery.c.sop_instance_uid.in_(of_study))
+        failed = sa.and_(
+            delivery.c.state == DeliveryState.FAILED_FINAL,
+            delivery.c.sop_instance_uid.in_(of_study),
+            _REPLACED_BY.is_(None),
+        )
         values = {"state": DeliveryState.QUEUED, "next_attempt_at": now, "created_at": now, "state_changed_at": now}
         values |= {"feeds": 0, "checks": 0, "transaction_uid": None, "sent_at": None}
         with self._engine.begin() as connection:
             return connection.execute(delivery.update().where(failed).values(values)).rowcount
 
     def _claim(self, delivery_id: int, attempt: int, name: str, *, now: float, start: Start) -> bool:
-        still_due = sa.and_(_due(now), delivery.c.id == delivery_id, delivery.c.attempts == attempt - 1)
-        values = {
-            "state": sa.case(
-                (delivery.c.state == DeliveryState.QUEUED, DeliveryState.SENDING.value),
-                else_=DeliveryState.VERIFYING.value,
-            ),
-            "attempts": attempt,
-            "state_changed_at": now,
-        }
+        still_due = {"this_id": delivery_id, "attempts_before": attempt - 1, "at": now}
+        values = {"attempts": attempt, "state_changed_at": now}
         try:
             with self._engine.begin() as connection:
                 destinations.lock(connection, name)
-                if connection.execute(delivery.update().where(still_due).values(values)).rowcount != 1:
+                if connection.execute(_CLAIM, still_due | values).rowcount != 1:
                     return False
                 start(connection, delivery_id, attempt)
         except sa.exc.IntegrityError:  # another worker made the destination's row in this moment
@@ -400,8 +472,7 @@ class Outbox:
                 return None
             if text is not None:
                 note(connection, due.study_uid, f"delivery_{state.value}", text, at=now)
-            if state is DeliveryState.QUEUED and due.state is DeliveryState.SENDING:
-                _cancel_overtaken(connection, due)
+            state = _back_in_line(connection, due, state, now)
             if away is None:
                 destinations.reached(connection, due.destination, now=now)
             else:
@@ -419,18 +490,18 @@ class Outbox:
 def put(connection: sa.Connection, reports: Sequence[NewReport], *, now: float) -> None:
     """Write reports and their deliveries, due at once; what is there already stays as it is.
 
-    An older report of the same series that still waits for the same destination is cancelled: the new one
-    replaces it.
+    An older report on the same matter that still waits for the same destination is cancelled: the new one
+    replaces it. A run that was overtaken files its report too, and that one is not sent.
     """
+    for name in sorted({name for new in reports for name in new.destinations}):
+        destinations.lock_known(connection, name)  # an older report that comes back from an attempt waits here
     for new in reports:
-        known = connection.execute(
-            sa.select(report.c.sop_instance_uid).where(report.c.sop_instance_uid == new.sop_instance_uid)
-        ).scalar_one_or_none()
+        known = connection.execute(_KNOWN_REPORT, {"this_uid": new.sop_instance_uid}).first()
         if known is None:
-            connection.execute(report.insert().values(_row(new, now)))
+            connection.execute(_NEW_REPORT, _row(new, now))
         for name in new.destinations:
             _cancel_older(connection, new, name, now)
-            _put_delivery(connection, new.sop_instance_uid, name, now)
+            _unless_overtaken(connection, _put_delivery(connection, new.sop_instance_uid, name, now))
 
 
 def after_attempt(
@@ -517,20 +588,6 @@ def _waiting(under_way: DeliveryState) -> DeliveryState:
     return DeliveryState.SENT if under_way is DeliveryState.VERIFYING else DeliveryState.QUEUED
 
 
-def _due(now: float) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        delivery.c.state.in_((DeliveryState.QUEUED, DeliveryState.SENT)),
-        delivery.c.next_attempt_at <= now,
-        delivery.c.destination.not_in(_busy()),
-        delivery.c.destination.not_in(destinations.away(now)),
-    )
-
-
-def _busy() -> sa.Select[tuple[str]]:
-    other = delivery.alias()
-    return sa.select(other.c.destination).where(other.c.state.in_(_UNDER_WAY))
-
-
 def _row(new: NewReport, now: float) -> dict[str, Any]:
     return {
         "sop_instance_uid": new.sop_instance_uid,
@@ -543,74 +600,63 @@ def _row(new: NewReport, now: float) -> dict[str, Any]:
         "path": new.path,
         "sha256": new.sha256,
         "created_at": now,
+        "whole_study": new.whole_study,
     }
 
 
-def _put_delivery(connection: sa.Connection, sop_instance_uid: str, destination: str, now: float) -> None:
-    known = sa.and_(delivery.c.sop_instance_uid == sop_instance_uid, delivery.c.destination == destination)
-    if connection.execute(sa.select(delivery.c.id).where(known)).scalar_one_or_none() is None:
-        connection.execute(
-            delivery.insert().values(
-                sop_instance_uid=sop_instance_uid,
-                destination=destination,
-                state=DeliveryState.QUEUED,
-                attempts=0,
-                next_attempt_at=now,
-                created_at=now,
-                state_changed_at=now,
-            )
-        )
+def _put_delivery(connection: sa.Connection, sop_instance_uid: str, destination: str, now: float) -> int:
+    """Write a delivery unless it is there; give its number."""
+    known = {"this_uid": sop_instance_uid, "to": destination}
+    number = connection.execute(_KNOWN_DELIVERY, known).scalar_one_or_none()
+    if number is None:
+        values = {
+            "sop_instance_uid": sop_instance_uid,
+            "destination": destination,
+            "state": DeliveryState.QUEUED,
+            "attempts": 0,
+            "next_attempt_at": now,
+            "created_at": now,
+            "state_changed_at": now,
+        }
+        connection.execute(_NEW_DELIVERY, values)
+        number = connection.execute(_KNOWN_DELIVERY, known).scalar_one()
+    return int(number)
 
 
 def _cancel_older(connection: sa.Connection, new: NewReport, destination: str, now: float) -> None:
     """Cancel what an older revision still has to say: of the same series, of the whole study, or "not analysed"."""
-    same_matter = sa.or_(
-        sa.literal(new.whole_study), report.c.series_uid == new.series_uid, report.c.outcome == "not_analysed"
-    )
-    older = sa.select(report.c.sop_instance_uid).where(
-        report.c.study_uid == new.study_uid, report.c.revision < new.revision, same_matter
-    )
-    waiting = sa.and_(
-        delivery.c.state == DeliveryState.QUEUED,
-        delivery.c.destination == destination,
-        delivery.c.sop_instance_uid.in_(older),
-    )
-    connection.execute(
-        delivery.update()
-        .where(waiting)
-        .values(
-            state=DeliveryState.CANCELLED,
-            next_attempt_at=None,
-            last_error=f"Replaced by the report of revision {new.revision} before it could be sent.",
-            state_changed_at=now,
-        )
-    )
+    older = {"of_study": new.study_uid, "of_series": new.series_uid, "before": new.revision, "to": destination}
+    values = _cancelled(new.revision) | {"state_changed_at": now}
+    connection.execute(_CANCEL_OLDER, {"whole_study": new.whole_study, **older, **values})
 
 
-def _cancel_overtaken(connection: sa.Connection, due: Delivery) -> None:
-    """Cancel a report that would be sent again although a newer one was filed while it was under way."""
-    newer = (
-        sa.select(report.c.revision)
-        .join_from(delivery, report)
-        .where(
-            delivery.c.destination == due.destination,
-            report.c.study_uid == due.study_uid,
-            report.c.series_uid == due.series_uid,
-            report.c.revision > due.revision,
-        )
-        .limit(1)
-    )
-    revision = connection.execute(newer).scalar_one_or_none()
-    if revision is not None:
-        why = f"Replaced by the report of revision {revision} before it could be sent."
-        values = {"state": DeliveryState.CANCELLED, "next_attempt_at": None, "last_error": why}
-        connection.execute(delivery.update().where(delivery.c.id == due.id).values(values))
+def _back_in_line(connection: sa.Connection, due: Delivery, state: DeliveryState, now: float) -> DeliveryState:
+    """Let a report that waits again wait, or cancel it and say so."""
+    state = _unless_overtaken(connection, due.id, state)
+    if state is DeliveryState.CANCELLED:
+        text = f"Report to {due.destination}: cancelled. A newer one replaces it."
+        note(connection, due.study_uid, f"delivery_{state.value}", text, at=now)
+    return state
+
+
+def _unless_overtaken(
+    connection: sa.Connection, delivery_id: int, state: DeliveryState = DeliveryState.QUEUED
+) -> DeliveryState:
+    """Cancel a report that would be sent now although a newer one was filed for the same destination."""
+    if state is not DeliveryState.QUEUED:
+        return state
+    revision = connection.execute(_REPLACEMENT, {"this_id": delivery_id}).scalar_one_or_none()
+    if revision is None:
+        return state
+    connection.execute(_CANCEL, {"this_id": delivery_id, **_cancelled(revision)})
+    return DeliveryState.CANCELLED
+
+
+def _cancelled(revision: int) -> dict[str, Any]:
+    why = f"Replaced by the report of revision {revision} before it could be sent."
+    return {"state": DeliveryState.CANCELLED, "next_attempt_at": None, "last_error": why}
 
 
 def _settle(connection: sa.Connection, delivery_id: int, attempt: int, values: Mapping[str, Any]) -> bool:
-    ours = sa.and_(
-        delivery.c.id == delivery_id,
-        delivery.c.state.in_(_UNDER_WAY),
-        delivery.c.attempts == attempt,
-    )
-    return connection.execute(delivery.update().where(ours).values(values)).rowcount == 1
+    ours = {"this_id": delivery_id, "attempt": attempt}
+    return connection.execute(_SETTLE, {**ours, **values}).rowcount == 1

@@ -6,7 +6,7 @@ one wins. The engine protects its own rows against a lost connection, ours are p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -22,6 +22,24 @@ if TYPE_CHECKING:
     """Writes the rows that belong to an outcome, in its transaction."""
 
 T = TypeVar("T")
+
+# Built once, as in ``arrivals``: building a statement takes several times as long as executing it.
+_this_step: Final[sa.BindParameter[str]] = sa.bindparam("this_step")
+_OUTCOME: Final = sa.select(step_outcome.c.value).where(step_outcome.c.key == _this_step)
+_STARTS: Final = sa.select(sa.func.count()).select_from(step_start).where(step_start.c.key == _this_step)
+_NEW_OUTCOME: Final = sa.insert(step_outcome)
+_NEW_START: Final = sa.insert(step_start)
+
+_this_slot: Final = lease.c.slot == sa.bindparam("this_slot")
+_at: Final[sa.BindParameter[float]] = sa.bindparam("at")
+_ours = sa.and_(_this_slot, lease.c.boot == sa.bindparam("this_boot"))
+_NEW_LEASE: Final = sa.insert(lease)
+_RENEW: Final = sa.update(lease).where(_ours)
+_RELEASE: Final = sa.delete(lease).where(_ours)
+_TAKE_AWAY: Final = sa.delete(lease).where(_this_slot, lease.c.expires_at < _at)
+_TAKE_ALL_AWAY: Final = sa.delete(lease).where(lease.c.expires_at < _at)
+_LIVE: Final = sa.select(lease.c.slot)
+_HOLDER: Final = sa.select(lease.c.boot, lease.c.expires_at).where(_this_slot)
 
 
 class Steps:
@@ -66,21 +84,19 @@ class Steps:
 
     def outcome(self, key: str) -> Any:
         """Give a step's stored outcome, or ``None``."""
-        query = sa.select(step_outcome.c.value).where(step_outcome.c.key == key)
 
         def read() -> Any:
             with self._engine.connect() as connection:
-                return connection.execute(query).scalar()
+                return connection.execute(_OUTCOME, {"this_step": key}).scalar()
 
         return self._patiently(read)
 
     def starts(self, key: str) -> int:
         """How often a step was started, by any process."""
-        query = sa.select(sa.func.count()).select_from(step_start).where(step_start.c.key == key)
 
         def read() -> int:
             with self._engine.connect() as connection:
-                return int(connection.execute(query).scalar_one())
+                return int(connection.execute(_STARTS, {"this_step": key}).scalar_one())
 
         return self._patiently(read)
 
@@ -99,12 +115,12 @@ class Steps:
     def _note_start(self, key: str) -> None:
         row = {"key": key, "executor": self._executor, "started_at": self._clock.now()}
         with self._engine.begin() as connection:
-            connection.execute(step_start.insert().values(row))
+            connection.execute(_NEW_START, row)
 
     def _store(self, key: str, value: Any, rows: Rows | None) -> None:
         outcome = {"key": key, "value": value, "executor": self._executor, "created_at": self._clock.now()}
         with self._engine.begin() as connection:
-            connection.execute(step_outcome.insert().values(outcome))
+            connection.execute(_NEW_OUTCOME, outcome)
             if rows is not None:
                 rows(connection, value)
 
@@ -122,32 +138,31 @@ class Leases:
         """Take a slot that nobody holds; ``False`` when a lease on it has not run out."""
         try:
             with self._engine.begin() as connection:
-                connection.execute(lease.delete().where(lease.c.slot == slot, lease.c.expires_at < now))
-                connection.execute(lease.insert().values(slot=slot, boot=boot, expires_at=now + lease_s))
+                connection.execute(_TAKE_AWAY, {"this_slot": slot, "at": now})
+                connection.execute(_NEW_LEASE, {"slot": slot, "boot": boot, "expires_at": now + lease_s})
         except sa.exc.IntegrityError:
             return False
         return True
 
     def renew(self, slot: str, boot: str, *, now: float, lease_s: float) -> bool:
         """Prolong our lease; ``False`` when it is no longer ours."""
-        ours = sa.and_(lease.c.slot == slot, lease.c.boot == boot)
+        values = {"this_slot": slot, "this_boot": boot, "expires_at": now + lease_s}
         with self._engine.begin() as connection:
-            return connection.execute(lease.update().where(ours).values(expires_at=now + lease_s)).rowcount == 1
+            return connection.execute(_RENEW, values).rowcount == 1
 
     def release(self, slot: str, boot: str) -> None:
         """Give a slot back."""
         with self._engine.begin() as connection:
-            connection.execute(lease.delete().where(lease.c.slot == slot, lease.c.boot == boot))
+            connection.execute(_RELEASE, {"this_slot": slot, "this_boot": boot})
 
     def holder(self, slot: str) -> tuple[str, float] | None:
         """Give the boot that holds a slot and the end of its lease."""
-        query = sa.select(lease.c.boot, lease.c.expires_at).where(lease.c.slot == slot)
         with self._engine.connect() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_HOLDER, {"this_slot": slot}).one_or_none()
         return None if row is None else (str(row.boot), float(row.expires_at))
 
     def live(self, *, now: float) -> frozenset[str]:
         """Remove the leases that ran out and give the slots of the others."""
         with self._engine.begin() as connection:
-            connection.execute(lease.delete().where(lease.c.expires_at < now))
-            return frozenset(connection.execute(sa.select(lease.c.slot)).scalars())
+            connection.execute(_TAKE_ALL_AWAY, {"at": now})
+            return frozenset(connection.execute(_LIVE).scalars())

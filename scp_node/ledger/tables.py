@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData()
@@ -93,6 +94,7 @@ report = Table(
     Column("path", String(255), nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("whole_study", Boolean, nullable=False, default=False, server_default=false()),
     Index("nn_report_study", "study_uid"),
 )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pynetdicom.transport import AssociationSocket
 
 C_STORE_RSP = 0x8001  # PS3.7 Table E.1-1
+_PAUSE_S = 2.0  # the reactor looks every millisecond; who waited so long was not told
 
 
 def quiet() -> None:
@@ -48,6 +49,21 @@ def no_delay(event: Event) -> None:
 def socket_of(event: Event) -> socket.socket:
     """The TCP socket of an ``EVT_CONN_OPEN`` event, when it is always there."""
     return cast("socket.socket", cast("AssociationSocket", event.assoc.dul.socket).socket)
+
+
+def release(association: Association) -> None:
+    """Release an association, in bounded time.
+
+    The library waits until its reactor's thread says that it pauses. An N-EVENT-REPORT that comes meanwhile is
+    served by a third thread, which takes that word back when it is done: the library would wait for ever.
+    """
+    association._reactor_checkpoint.clear()
+    deadline = time.monotonic() + _PAUSE_S
+    while not association._is_paused and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if association.is_established:
+        association.acse.negotiate_release()
+    association._reactor_checkpoint.set()
 
 
 def send_encoded(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -56,6 +57,7 @@ MESSAGE_MARGIN: Final = 16 * 1024 * 1024  # an object a little too large is answ
 NOTED_REJECTION_S: Final = 60.0
 OTHER_FILES: Final = 256  # what the process opens beside its connections
 CONFIGURATION_FAULT: Final = 78
+SYNCS_AT_ONCE: Final = 16  # of folders, beside the commits of rows; the file system makes one of several
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,6 +465,7 @@ def _assembled(settings: Settings, spool: Spool, arrivals: Arrivals) -> Listener
         clock,
         keep_other_objects=keep_others,
         max_object_bytes=settings.network.max_object_mib * 1024 * 1024,
+        beside=ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="sync"),
     )
     return Listener(settings, receiver, arrivals, clock, counters=shared_counters(settings.counters_folder))
 
@@ -518,6 +521,7 @@ def _incoming_stream(association: Association, request: StoreRequest) -> Incomin
         calling_ae=str(asked.calling_ae_title),
         called_ae=str(asked.called_ae_title),
         peer=association.requestor.address,
+        sha256=request.sha256,
     )
 
 

@@ -6,6 +6,7 @@ the library to judge. PS3.8 section 9.3.5 and Annex E, PS3.7 section 9.3.1.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,13 +24,14 @@ _ANSWERED_ID, _STATUS, _COMMENT = 0x0120, 0x0900, 0x0902
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """A whole C-STORE request: what its command says, and its data set as encoded."""
+    """A whole C-STORE request: what its command says, its data set as encoded, and the SHA-256 of that, hex."""
 
     context_id: int
     message_id: int
     sop_class_uid: str
     sop_instance_uid: str
-    dataset: bytes
+    dataset: bytes | bytearray
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Messages:
         self._command_bytes = bytearray()
         self._command: _Command | None = None
         self._dataset = bytearray()
+        self._hash = hashlib.sha256()  # of the data set so far: done while the sender sends the rest
 
     def add(self, pdu: bytearray) -> StoreRequest | Foreign | Broken | None:
         """Take one P-DATA PDU, with its header; ``None`` while the request is not whole."""
@@ -117,6 +120,7 @@ class Messages:
         if control & IS_COMMAND or context_id != self._command.context_id:
             return "fragments of two messages mixed"
         self._dataset += fragment
+        self._hash.update(fragment)
         return "an object larger than this node takes" if len(self._dataset) > self._max_message else ""
 
     def _odd(self, why: str) -> Foreign | Broken:
@@ -128,10 +132,15 @@ class Messages:
     def _whole(self) -> StoreRequest:
         command = self._command
         assert command is not None
-        dataset = bytes(self._dataset)
+        dataset, sha256 = self._dataset, self._hash.hexdigest()
         self._reset()
         return StoreRequest(
-            command.context_id, command.message_id, command.sop_class_uid, command.sop_instance_uid, dataset
+            command.context_id,
+            command.message_id,
+            command.sop_class_uid,
+            command.sop_instance_uid,
+            dataset,
+            sha256,
         )
 
     def _reset(self) -> None:
@@ -139,6 +148,7 @@ class Messages:
         self._command_bytes = bytearray()
         self._command = None
         self._dataset = bytearray()
+        self._hash = hashlib.sha256()
 
 
 def _store_command(context_id: int, encoded: bytearray) -> _Command | None:

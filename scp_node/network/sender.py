@@ -20,7 +20,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from scp_node.identifiers import NotPart10, split_file
 from scp_node.implementation import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
-from scp_node.network.library import no_delay, quiet, send_encoded, socket_of
+from scp_node.network.library import no_delay, quiet, release, send_encoded, socket_of
 from scp_node.ports import SendResult
 from scp_node.tls import ClientContext, Unusable, client_context
 
@@ -189,7 +189,7 @@ class DicomArchive:
             association = exchange.association
             if association is not None and association.is_established:
                 if finished:
-                    association.release()
+                    release(association)
                 else:
                     association.abort()
 

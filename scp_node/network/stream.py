@@ -221,7 +221,7 @@ class GuardedSocket(AssociationSocket):
     def _pdu(self) -> bytearray:
         """Read one PDU, under one absolute deadline; shorter when the peer closes before its end."""
         deadline = time.monotonic() + self._limits.pdu_s
-        header = self._read(PDU_HEADER, deadline)
+        header = self._read(bytearray(PDU_HEADER), 0, deadline)
         if len(header) < PDU_HEADER:
             return header
         if header[0] not in PDU_TYPES:
@@ -229,14 +229,15 @@ class GuardedSocket(AssociationSocket):
         length = int.from_bytes(header[2:6], "big")
         if length > max(LEAST_PDU_CAP, self._limits.max_pdu + PDU_HEADER):
             raise self._close(f"a PDU that claims {length} bytes")
-        return header + self._read(length, deadline)
+        pdu = bytearray(PDU_HEADER + length)
+        pdu[:PDU_HEADER] = header
+        return self._read(pdu, PDU_HEADER, deadline)
 
-    def _read(self, wanted: int, deadline: float) -> bytearray:
-        buffer = bytearray(wanted)
-        at = 0
+    def _read(self, buffer: bytearray, at: int, deadline: float) -> bytearray:
+        """Fill a buffer from there on; it is cut where the peer closes."""
         with memoryview(buffer) as view:
             try:
-                while at < wanted:
+                while at < len(view):
                     self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
                     count = self._connection.recv_into(view[at:])
                     if count == 0:

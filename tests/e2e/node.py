@@ -99,7 +99,12 @@ class RunningNode:
         return Peer("NODULE_NODE", self.port, calling=self.sender)
 
     def start(self) -> None:
-        """Start `nodule-node serve` and wait until it answers a C-ECHO."""
+        """Start the node and wait until it answers a C-ECHO."""
+        self.launch()
+        self.wait(lambda: echo(self.peer), "the node answers a C-ECHO", limit_s=120)
+
+    def launch(self) -> None:
+        """Start `nodule-node serve`."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [COMMAND, "serve", "--config", self.settings],
@@ -110,7 +115,6 @@ class RunningNode:
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment},
             )
-        self.wait(lambda: echo(self.peer), "the node answers a C-ECHO", limit_s=120)
 
     def wait(self, true: Callable[[], Any], what: str, limit_s: float = 120) -> Any:
         """Wait until something is true; fail with the end of the log."""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tests.simulator.history import History, Sender
 
 Row = Any
+_STUDIES = sa.select(tables.study)
+_INSTANCES = sa.select(tables.instance)
+_REPORTS = sa.select(tables.report)
+_DELIVERIES = sa.select(tables.delivery)
 
 
 def broken_promises(history: History) -> list[str]:
@@ -32,10 +36,10 @@ class _Check:
     def __init__(self, history: History) -> None:
         self._history = history
         with history.engine.connect() as connection:
-            self._studies = {row.study_uid: row for row in connection.execute(sa.select(tables.study))}
-            self._instances = connection.execute(sa.select(tables.instance)).all()
-            self._reports = {row.sop_instance_uid: row for row in connection.execute(sa.select(tables.report))}
-            self._deliveries = connection.execute(sa.select(tables.delivery)).all()
+            self._studies = {row.study_uid: row for row in connection.execute(_STUDIES)}
+            self._instances = connection.execute(_INSTANCES).all()
+            self._reports = {row.sop_instance_uid: row for row in connection.execute(_REPORTS)}
+            self._deliveries = connection.execute(_DELIVERIES).all()
 
     def all(self) -> Iterator[str]:
         if not self._history.rested:
@@ -103,9 +107,9 @@ class _Check:
 
     def _speaks_of(self, study: str, digests: Iterable[str]) -> Iterator[str]:
         reports = [row for row in self._reports.values() if row.study_uid == study]
-        last = max((row.revision for row in reports), default=0)
-        newest = [ReportRecord.from_json(row.record) for row in reports if row.revision == last]
-        told = {record.model.sha256 for record in newest if record.model is not None}
+        newest = [row for row in reports if not any(self._replaces(newer, row) for newer in reports)]
+        models = [ReportRecord.from_json(row.record).model for row in newest]
+        told = {model.sha256 for model in models if model is not None}
         if set(digests) - told:
             yield f"{study}: its newest reports do not speak of the images as they are now."
 
@@ -119,13 +123,13 @@ class _Check:
 
     def _reports_as_recorded(self) -> Iterator[str]:
         """No archive was ever sent anything but the bytes that belong to a record of the ledger."""
+        due = {uid: report_bytes(ReportRecord.from_json(row.record)) for uid, row in self._reports.items()}
         for archive in self._history.archives.values():
-            for uid, dicom, _ in archive.told:
-                row = self._reports.get(uid)
-                if row is None:
-                    yield f"{archive.name} holds {uid}, of which the ledger knows nothing."
-                elif dicom != report_bytes(ReportRecord.from_json(row.record)):
-                    yield f"{archive.name}: {uid} differs from its record."
+            for told in archive.told:
+                if told.uid not in due:
+                    yield f"{archive.name} holds {told.uid}, of which the ledger knows nothing."
+                elif told.dicom != due[told.uid]:
+                    yield f"{archive.name}: {told.uid} differs from its record."
 
     def _one_report_for_each_analysis(self) -> Iterator[str]:
         """One result is one document at a destination, however often it was sent."""
@@ -143,39 +147,46 @@ class _Check:
         """What is called delivered is there; what is not there is said not to be, or was replaced."""
         for row in self._deliveries:
             archive, uid = self._history.archives[row.destination], row.sop_instance_uid
-            answered = any(told == uid and success for told, _, success in archive.told)
+            answered = any(told.uid == uid and told.answered for told in archive.told)
             match DeliveryState(row.state):
                 case DeliveryState.DELIVERED if uid not in archive.kept:
                     yield f"{uid} is called delivered to {row.destination} and is not there."
                 case DeliveryState.UNVERIFIED if not answered:
                     yield f"{uid} is called sent to {row.destination}, which never said so."
-                case DeliveryState.CANCELLED if not self._newer(row):
+                case DeliveryState.CANCELLED if not self._replaced(row):
                     yield f"{uid} was cancelled for {row.destination}, and nothing replaces it."
                 case DeliveryState.FAILED_FINAL:
                     yield f"{uid} was given up for {row.destination}: {row.last_error}"
 
-    def _newer(self, delivery: Row) -> bool:
-        """Whether a report of a later revision of the study goes to the same destination."""
+    def _replaced(self, delivery: Row) -> bool:
+        """Whether a newer report on the same matter goes to the same destination."""
         mine = self._reports[delivery.sop_instance_uid]
-        others = (self._reports[row.sop_instance_uid] for row in self._deliveries)
         return any(
-            other.study_uid == mine.study_uid and other.revision > mine.revision
-            for other in others
-            if other is not mine
+            row.destination == delivery.destination and self._replaces(self._reports[row.sop_instance_uid], mine)
+            for row in self._deliveries
+        )
+
+    def _replaces(self, newer: Row, older: Row) -> bool:
+        """Whether a report takes the place of another; where all series are reported, each speaks for itself."""
+        return (
+            newer.study_uid == older.study_uid
+            and newer.revision > older.revision
+            and (
+                self._history.settings.study.series == "best"
+                or newer.series_uid == older.series_uid
+                or older.outcome == Outcome.NOT_ANALYSED
+            )
         )
 
     def _revisions_in_order(self) -> Iterator[str]:
-        """No report reaches a destination for the first time after one that is newer and was stored there."""
+        """No report comes to an archive after one that replaces it: who opens the last one reads what counts."""
         for archive in self._history.archives.values():
-            seen: set[str] = set()
-            newest: dict[str, int] = {}
-            for uid, _, success in archive.told:
-                row = self._reports.get(uid)
-                if row is None or uid in seen or row.outcome == Outcome.NOT_ANALYSED:
+            there: list[Row] = []
+            for told in archive.told:
+                row = self._reports.get(told.uid)
+                if row is None or row in there or not told.kept:
                     continue
-                if success:
-                    seen.add(uid)
-                last = newest.get(row.study_uid, 0)
-                if row.revision < last and success:
-                    yield f"{archive.name}: revision {row.revision} of {row.study_uid} after {last}."
-                newest[row.study_uid] = max(last, row.revision)
+                for newer in there:
+                    if self._replaces(newer, row):
+                        yield f"{archive.name}: revision {row.revision} of {row.study_uid} after {newer.revision}."
+                there.append(row)

@@ -7,6 +7,7 @@ down in ``tests/contracts/test_workflow_engine.py``, which holds for both.
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from contextlib import contextmanager
@@ -39,7 +40,6 @@ CREATE TABLE IF NOT EXISTS operation_outputs (
     workflow_uuid TEXT, function_id INTEGER, output TEXT, error TEXT, PRIMARY KEY (workflow_uuid, function_id));
 """
 POLL_S = 0.02
-_owners = count(1)
 _status = sa.Table(
     "workflow_status",
     sa.MetaData(),
@@ -86,29 +86,32 @@ class _Execution:
     next_step: int = 0
 
 
+_owners = count(1)
+
+
 class Store:
-    """The runs in the database; ``quietly`` surrounds each use of it."""
+    """The runs in the database.
+
+    It speaks to the driver itself: a history uses it some hundred times. ``own`` gives a transaction that is the
+    engine's alone, ``owners`` number the executions.
+    """
 
     def __init__(
         self,
         engine: sa.Engine,
         now: Callable[[], float] = time.time,
-        quietly: Callable[[], AbstractContextManager[Any]] | None = None,
+        own: Callable[[], AbstractContextManager[sqlite3.Connection]] | None = None,
+        owners: Iterator[int] = _owners,
     ) -> None:
-        self.engine, self.now = engine, now
-        self._quietly = quietly
+        self.engine, self.now, self.owners = engine, now, owners
+        self.transaction = own or self._transaction
 
     @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """One transaction of the engine's own."""
-        if self._quietly is None:
-            with self.engine.begin() as connection:
-                yield connection
-        else:
-            with self._quietly(), self.engine.begin() as connection:
-                yield connection
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self.engine.begin() as connection:
+            yield drivers(connection)
 
-    def enqueue(self, connection: sa.Connection, options: dict[str, Any], arguments: Sequence[Any]) -> None:
+    def enqueue(self, connection: sqlite3.Connection, options: dict[str, Any], arguments: Sequence[Any]) -> None:
         """Write a run down; one with a known id stays as it is."""
         row = (
             options["workflow_id"],
@@ -118,12 +121,12 @@ class Store:
             options.get("workflow_timeout"),
             self.now(),
         )
-        written = connection.exec_driver_sql(
+        written = connection.execute(
             "INSERT OR IGNORE INTO workflow_status VALUES (?, ?, ?, 'ENQUEUED', NULL, ?, 0, ?, NULL, ?, NULL)", row
         )
         if written.rowcount == 1:
             inputs = json.dumps({"positionalArgs": list(arguments), "namedArgs": {}})
-            connection.exec_driver_sql("INSERT INTO workflow_input VALUES (?, ?)", (row[0], inputs))
+            connection.execute("INSERT INTO workflow_input VALUES (?, ?)", (row[0], inputs))
 
     def runs(
         self,
@@ -155,25 +158,25 @@ class Store:
             f"WHERE {' AND '.join(conditions)} ORDER BY created_at, w.rowid LIMIT {limit or -1}"
         )
         with self.transaction() as connection:
-            rows = connection.exec_driver_sql(query, tuple(values)).all()
+            rows = connection.execute(query, values).fetchall()
         return [_view(*row) for row in rows]
 
     def put_back(self, executors: Sequence[str]) -> list[str]:
         """Give the runs of dead executors back to their queues."""
         marks = ", ".join("?" * len(executors))
         with self.transaction() as connection:
-            found = connection.exec_driver_sql(
+            found = connection.execute(
                 "UPDATE workflow_status SET status = 'ENQUEUED', owner = NULL "
                 f"WHERE status = 'PENDING' AND executor_id IN ({marks}) RETURNING workflow_uuid",
                 tuple(executors),
             )
-            return [str(row[0]) for row in found]
+            return [str(row[0]) for row in found.fetchall()]
 
     def cancel_expired(self) -> int:
         """Cancel the runs whose time is out."""
         now_ms = self.now() * 1000
         with self.transaction() as connection:
-            return connection.exec_driver_sql(
+            return connection.execute(
                 "UPDATE workflow_status SET status = 'CANCELLED' "
                 "WHERE status IN ('PENDING', 'ENQUEUED') AND workflow_deadline_epoch_ms <= ?",
                 (now_ms,),
@@ -184,7 +187,7 @@ class Store:
         marks = ", ".join("?" * len(run_ids))
         with self.transaction() as connection:
             for table in ("operation_outputs", "workflow_input", "workflow_status"):
-                connection.exec_driver_sql(f"DELETE FROM {table} WHERE workflow_uuid IN ({marks})", tuple(run_ids))
+                connection.execute(f"DELETE FROM {table} WHERE workflow_uuid IN ({marks})", tuple(run_ids))
 
 
 class SimulatedClient:
@@ -199,7 +202,7 @@ class SimulatedClient:
             self._store.enqueue(connection, options, arguments)
 
     def enqueue_in_transaction(self, connection: sa.Connection, options: dict[str, Any], *arguments: Any) -> None:
-        self._store.enqueue(connection, options, arguments)
+        self._store.enqueue(drivers(connection), options, arguments)
 
     def list_workflows(self, *, load_input: bool = True, load_output: bool = True, **wanted: Any) -> list[RunView]:
         return self._store.runs(**wanted)
@@ -335,9 +338,9 @@ class SimulatedEngine:
 
     def _take(self, queue: str) -> tuple[_Execution, str] | None:
         store = self._known()
-        now_ms, owner = store.now() * 1000, next(_owners)
+        now_ms, owner = store.now() * 1000, next(store.owners)
         with store.transaction() as connection:
-            row = connection.exec_driver_sql(
+            row = connection.execute(
                 "UPDATE workflow_status SET status = 'PENDING', executor_id = ?, owner = ?, "
                 "recovery_attempts = recovery_attempts + 1, "
                 "workflow_deadline_epoch_ms = coalesce(workflow_deadline_epoch_ms, ? + timeout_s * 1000) "
@@ -345,10 +348,10 @@ class SimulatedEngine:
                 "AND queue_name = ? AND (application_version IS NULL OR application_version = ?) "
                 "ORDER BY created_at, rowid LIMIT 1) RETURNING workflow_uuid, name, recovery_attempts",
                 (self._executor, owner, now_ms, queue, self._version),
-            ).one_or_none()
-            if row is None:
+            ).fetchall()
+            if not row:
                 return None
-            run_id, name, starts = row
+            ((run_id, name, starts),) = row
             if starts > self._runs[name][1] + 1:
                 self._end(connection, _Execution(run_id, owner), "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
                 return _Execution(run_id, 0), ""
@@ -359,9 +362,9 @@ class SimulatedEngine:
             return  # given up when it was taken
         store = self._known()
         with store.transaction() as connection:
-            inputs = connection.exec_driver_sql(
+            (inputs,) = connection.execute(
                 "SELECT inputs FROM workflow_input WHERE workflow_uuid = ?", (execution.run_id,)
-            ).scalar_one()
+            ).fetchone()
         outer, self._here.execution = getattr(self._here, "execution", None), execution
         try:
             self._runs[name][0](*json.loads(inputs)["positionalArgs"])
@@ -376,8 +379,8 @@ class SimulatedEngine:
         with store.transaction() as connection:
             self._end(connection, execution, status)
 
-    def _end(self, connection: sa.Connection, execution: _Execution, status: str) -> None:
-        connection.exec_driver_sql(
+    def _end(self, connection: sqlite3.Connection, execution: _Execution, status: str) -> None:
+        connection.execute(
             "UPDATE workflow_status SET status = ? WHERE workflow_uuid = ? AND status = 'PENDING' AND owner = ?",
             (status, execution.run_id, execution.owner),
         )
@@ -401,25 +404,26 @@ class SimulatedEngine:
 
     def _outcome(self, execution: _Execution, number: int) -> tuple[str, str | None] | None:
         with self._known().transaction() as connection:
-            run = connection.exec_driver_sql(
+            run = connection.execute(
                 "SELECT status, owner, output, error, o.function_id FROM workflow_status w LEFT JOIN "
                 "operation_outputs o ON o.workflow_uuid = w.workflow_uuid AND o.function_id = ? "
                 "WHERE w.workflow_uuid = ?",
                 (number, execution.run_id),
-            ).one_or_none()
-        _check_owner(run, execution)
-        return None if run is None or run.function_id is None else (run.output, run.error)
+            ).fetchone()
+        _check_owner(run and run[:2], execution)
+        _, _, output, error, known = run
+        return None if known is None else (output, error)
 
     def _keep(self, execution: _Execution, number: int, output: str | None, error: str | None) -> None:
         with self._known().transaction() as connection:
-            connection.exec_driver_sql(
+            connection.execute(
                 "UPDATE workflow_status SET owner = owner WHERE workflow_uuid = ?", (execution.run_id,)
             )
-            run = connection.exec_driver_sql(
+            run = connection.execute(
                 "SELECT status, owner FROM workflow_status WHERE workflow_uuid = ?", (execution.run_id,)
-            ).one_or_none()
+            ).fetchone()
             _check_owner(run, execution)
-            connection.exec_driver_sql(
+            connection.execute(
                 "INSERT INTO operation_outputs VALUES (?, ?, ?, ?)", (execution.run_id, number, output, error)
             )
 
@@ -443,8 +447,15 @@ def _view(*row: Any) -> RunView:
     return RunView(*known, {"args": tuple(json.loads(inputs)["positionalArgs"])})
 
 
-def _check_owner(run: Any, execution: _Execution) -> None:
-    if run is not None and run.status == "CANCELLED" and run.owner == execution.owner:
+def _check_owner(run: tuple[str, int] | None, execution: _Execution) -> None:
+    if run == ("CANCELLED", execution.owner):
         raise engine_error.DBOSWorkflowCancelledError("cancelled")
-    if run is None or run.status != "PENDING" or run.owner != execution.owner:
+    if run != ("PENDING", execution.owner):
         raise LostRun
+
+
+def drivers(connection: sa.Connection) -> sqlite3.Connection:
+    """The driver's own connection; what it does belongs to the same transaction."""
+    own = connection.connection.dbapi_connection
+    assert isinstance(own, sqlite3.Connection)
+    return own

@@ -18,7 +18,9 @@ from tests.simulator.rest import is_at_rest
 from tests.simulator.world import PROOFS, Archive, Chances, World
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
 
@@ -94,6 +96,11 @@ class History:
             self._calm()
         return self
 
+    def own(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A transaction of the workflow engine's."""
+        assert self.yard.driver is not None
+        return self.world.own(self.yard.driver)
+
     @property
     def counts(self) -> Counter[str]:
         """What happened, by kind."""
@@ -107,11 +114,12 @@ class History:
                     series[image.series] = series.get(image.series, 0) + 1
 
     def _worker(self, slot: str) -> Worker:
-        return Worker(self.world, self.settings, self.engine, slot, self.archives)
+        return Worker(self.world, self.settings, self.engine, slot, self.archives, self.own)
 
     def _turn(self) -> None:
         """Let somebody do something."""
         (deed,) = self.rng.choices(list(self.deeds), list(self.deeds.values()))
+        self.world.note(deed.__name__)
         deed()
 
     def _send(self) -> None:
@@ -140,9 +148,9 @@ class History:
         answer = self.world.act(listener.process, lambda: listener.receiver.receive(incoming))
         sender.in_flight.discard(image.uid)
         if answer is None or answer.status != 0 or self.world.rng.random() < 0.03 * self.world.storm:
-            self.counts["not acknowledged"] += 1
+            self.world.happens("not acknowledged")
             return False
-        self.counts["acknowledged"] += 1
+        self.world.happens("acknowledged")
         sender.last[image.uid] = image
         return True
 
@@ -205,7 +213,7 @@ class History:
         stalled = self.rng.random() < 0.5
         busy = {process.name for process in self.world.stack} if stalled else set()
         live = [slot for slot, worker in self.workers.items() if worker.process.alive and worker.ready]
-        keep_leases(self.engine, [slot for slot in live if slot not in busy], self.world)
+        keep_leases(self.own, [slot for slot in live if slot not in busy], self.world)
 
     def _answer(self) -> None:
         """Let an archive answer a commitment request, or lose it."""
@@ -241,7 +249,7 @@ class History:
                 self.world.has_room = not self.world.has_room
             case "database":
                 self.world.database_up = not self.world.database_up
-        self.counts[f"harmed {harm}"] += 1
+        self.world.happens(f"harmed {harm}")
 
     def _calm(self) -> None:
         """No more faults: everything that is asked for again is done, and time passes until nothing is left."""

@@ -7,7 +7,6 @@ empty copy of the database and an empty folder.
 from __future__ import annotations
 
 import random
-import secrets
 import shutil
 import sqlite3
 from contextlib import ExitStack, contextmanager
@@ -38,6 +37,7 @@ from tests.simulator.world import Children, Disk, Killed, Process, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.simulator.world import Archive
@@ -94,23 +94,32 @@ class Yard:
             (folder / "node.toml").write_text(text)
             self.settings.append(load_settings(folder / "node.toml"))
         self._empty, self._file = folder / "empty.sqlite", folder / "node.sqlite"
-        for name in (INCOMING, OBJECTS, QUARANTINE, "reports"):
-            (self.storage / name).mkdir(parents=True)
         self._make_empty()
+        self.driver: sqlite3.Connection | None = None
+        """The workflow engine's own connection."""
         self.engine = _fast_engine(self._file)
         self._connect, self._commit = self.engine.connect, self.engine.dialect.do_commit
 
     def clear(self) -> sa.Engine:
         """Give an empty database and an empty folder."""
-        self.engine.dispose()
+        self.close()
         self.engine.connect = self._connect  # type: ignore[method-assign]
         self.engine.dialect.do_commit = self._commit  # type: ignore[method-assign]
         for suffix in ("", "-wal", "-shm"):
             self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
         shutil.copyfile(self._empty, self._file)
-        for file in self.storage.rglob("*.*"):
-            file.unlink()
+        self.driver = sqlite3.connect(self._file, isolation_level="IMMEDIATE")
+        self.driver.execute("PRAGMA synchronous=OFF")
+        shutil.rmtree(self.storage, ignore_errors=True)  # shelves too: whether one is there makes a difference
+        for name in (INCOMING, OBJECTS, QUARANTINE, "reports"):
+            (self.storage / name).mkdir(parents=True)
         return self.engine
+
+    def close(self) -> None:
+        """Let the database go."""
+        self.engine.dispose()
+        if self.driver is not None:
+            self.driver.close()
 
     def _make_empty(self) -> None:
         engine = _fast_engine(self._empty)
@@ -128,12 +137,6 @@ def _fast_engine(file: Path) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _no_sync(connection: Any, _entry: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")
-
-    @sa.event.listens_for(engine, "before_cursor_execute", retval=True)
-    def _still_no_sync(
-        _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: Any
-    ) -> Any:
-        return ("PRAGMA synchronous=OFF" if statement.startswith("PRAGMA synchronous") else statement), parameters
 
     return engine
 
@@ -176,12 +179,13 @@ class Worker:
         engine: sa.Engine,
         slot: str,
         archives: Mapping[str, Archive],
+        own: Callable[[], AbstractContextManager[sqlite3.Connection]],
     ) -> None:
         settings = settings.model_copy(update={"worker": settings.worker.model_copy(update={"slot": slot})})
         self.process = Process(slot)
-        self._world, self._engine = world, engine
+        self._world, self._own = world, own
         self.ready = False
-        store = Store(engine, world.now, world.quietly)
+        store = Store(engine, world.now, own, world.serials)
         self.engine = SimulatedEngine(slot, workflow.STEPS_VERSION, store, world.sleep)
         with (
             mock.patch.object(workflow, "DBOSClient", lambda **options: SimulatedClient(store=store, **options)),
@@ -195,7 +199,7 @@ class Worker:
         for queue, places in (("cpu", settings.worker.concurrency), ("gpu", 1), ("net", 2)):
             self.engine.register_queue(queue, worker_concurrency=places)
         self._leases, self._lease_s = Leases(engine), settings.worker.lease_s
-        self._boot = secrets.token_hex(4)
+        self._boot = f"{slot}-{next(world.serials)}"
         self._slot = Slot(settings, self._leases, world)
         self._prover = Prover(
             settings,
@@ -272,9 +276,9 @@ class Worker:
 
     def waiting(self) -> list[str]:
         """The queues in which something waits that this worker could take."""
-        with self._world.quietly(), self._engine.connect() as connection:
-            rows = connection.exec_driver_sql("SELECT queue_name FROM workflow_status WHERE status = 'ENQUEUED'")
-            names = {row[0] for row in rows}
+        with self._own() as connection:
+            rows = connection.execute("SELECT DISTINCT queue_name FROM workflow_status WHERE status = 'ENQUEUED'")
+            names = {row[0] for row in rows.fetchall()}
         return [queue for queue in self.engine.free_queues() if queue in names]
 
     def work(self, queue: str) -> bool:
@@ -291,14 +295,15 @@ class Worker:
             self._world.counts["the scheduler looks again"] += 1
 
 
-def keep_leases(engine: sa.Engine, slots: list[str], world: World) -> None:
+def keep_leases(
+    own: Callable[[], AbstractContextManager[sqlite3.Connection]], slots: list[str], world: World
+) -> None:
     """Renew leases as heartbeats do, by the shortest way."""
     marks = ", ".join("?" * len(slots))
-    with world.quietly(), engine.connect() as connection:
-        connection.exec_driver_sql(
+    with own() as connection:
+        connection.execute(
             f"UPDATE nn_lease SET expires_at = ? WHERE slot IN ({marks})", (world.now() + 15.0, *slots)
         )
-        connection.commit()
 
 
 @contextmanager

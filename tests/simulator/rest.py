@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 ENDS = frozenset(
     {DeliveryState.DELIVERED, DeliveryState.UNVERIFIED, DeliveryState.FAILED_FINAL, DeliveryState.CANCELLED}
 )
+_STUDY = sa.select(tables.study.c.study_uid).where(tables.study.c.state.not_in(FINISHED)).limit(1)
+_DELIVERY = sa.select(tables.delivery.c.id).where(tables.delivery.c.state.not_in(ENDS)).limit(1)
 
 
 def is_at_rest(engine: Engine) -> bool:
     """Whether every study and every delivery has ended."""
-    study = sa.select(tables.study.c.study_uid).where(tables.study.c.state.not_in(FINISHED)).limit(1)
-    delivery = sa.select(tables.delivery.c.id).where(tables.delivery.c.state.not_in(ENDS)).limit(1)
     with engine.connect() as connection:
-        return connection.execute(study).first() is None and connection.execute(delivery).first() is None
+        return connection.execute(_STUDY).first() is None and connection.execute(_DELIVERY).first() is None

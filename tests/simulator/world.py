@@ -13,6 +13,7 @@ import sqlite3
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -73,6 +74,10 @@ class World:
     others: Callable[[], None] = lambda: None
     stack: list[Process] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    trace: list[tuple[float, str, str]] = field(default_factory=list)
+    """What happened: when, to which process, and what; the same seed gives the same."""
+    serials: Iterator[int] = field(default_factory=lambda: count(1))
+    """Numbers for whatever has to be told apart: lives of processes, executions of runs."""
     _quiet: int = 0
 
     def now(self) -> float:
@@ -84,6 +89,15 @@ class World:
         """Let time pass, and others work meanwhile."""
         self.time += seconds
         self.point("waiting")
+
+    def note(self, what: str) -> None:
+        """Put something into the trace."""
+        self.trace.append((self.time, self.stack[-1].name if self.stack else "", what))
+
+    def happens(self, what: str) -> None:
+        """Count something and put it into the trace."""
+        self.counts[what] += 1
+        self.note(what)
 
     def act(self, process: Process, deed: Callable[[], Any]) -> Any:
         """Let a process do something; ``None`` when it is dead or dies of it."""
@@ -104,12 +118,13 @@ class World:
         me = self.stack[-1]
         if not me.alive:
             raise Killed
+        self.note(where)
         if not self.storm:
             return
         if self.rng.random() < self.chances.kill:
             self.die(me, where)
         if len(self.stack) < DEEPEST and not self._quiet and self.rng.random() < self.chances.switch:
-            self.counts["switched"] += 1
+            self.happens("switched")
             self.others()
             if not me.alive:
                 raise Killed
@@ -117,19 +132,19 @@ class World:
     def die(self, process: Process, where: str) -> None:
         """Kill the process that is at work."""
         process.alive = False
-        self.counts[f"killed {process.name.split('-')[0]} at {where}"] += 1
+        self.happens(f"killed {process.name.split('-')[0]} at {where}")
         raise Killed
 
     def kill(self, process: Process) -> None:
         """Kill any process; one that is at work notices at its next point."""
         if process.alive:
             process.alive = False
-            self.counts[f"killed {process.name.split('-')[0]} from outside"] += 1
+            self.happens(f"killed {process.name.split('-')[0]} from outside")
 
     def fails(self, what: str) -> bool:
         """Whether a fault happens here."""
         if self.storm and self.stack and self.rng.random() < self.chances.fault:
-            self.counts[f"fault {what}"] += 1
+            self.happens(f"fault {what}")
             return True
         return False
 
@@ -141,6 +156,18 @@ class World:
             yield
         finally:
             self._quiet -= 1
+
+    @contextmanager
+    def own(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        """A transaction of the workflow engine's."""
+        with self.quietly():
+            self.point("database")
+            try:
+                yield connection
+                self._commit(connection, connection.commit)
+            except BaseException:
+                connection.rollback()
+                raise
 
     def watch(self, engine: sa.Engine) -> None:
         """Put points and faults before every use of the database, and around every commit."""
@@ -155,24 +182,24 @@ class World:
                     raise sa.exc.OperationalError("connect", None, sqlite3.OperationalError("unable to open"))
             return connect()
 
-        def commit_here(connection: Any) -> None:
-            if not self.stack or not self.storm or not connection.in_transaction:
-                commit(connection)
-                return
-            me = self.stack[-1]
-            if self.rng.random() < self.chances.kill:
-                connection.rollback()
-                self.die(me, "before a commit")
-            if not self._quiet and self.fails("commit refused"):
-                raise sqlite3.OperationalError("database or disk is full")
-            commit(connection)
-            if self.rng.random() < self.chances.kill:
-                self.die(me, "after a commit")
-            if not self._quiet and self.fails("commit unanswered"):
-                raise sqlite3.OperationalError("disk I/O error")
-
         engine.connect = connect_here  # type: ignore[method-assign]
-        engine.dialect.do_commit = commit_here  # type: ignore[method-assign, assignment]
+        engine.dialect.do_commit = lambda own: self._commit(own, lambda: commit(own))  # type: ignore[method-assign, assignment]
+
+    def _commit(self, connection: Any, commit: Callable[[], object]) -> None:
+        if not self.stack or not self.storm or not connection.in_transaction:
+            commit()
+            return
+        me = self.stack[-1]
+        if self.rng.random() < self.chances.kill:
+            connection.rollback()
+            self.die(me, "before a commit")
+        if not self._quiet and self.fails("commit refused"):
+            raise sqlite3.OperationalError("database or disk is full")
+        commit()
+        if self.rng.random() < self.chances.kill:
+            self.die(me, "after a commit")
+        if not self._quiet and self.fails("commit unanswered"):
+            raise sqlite3.OperationalError("disk I/O error")
 
 
 class Disk:
@@ -209,6 +236,16 @@ class Disk:
         (self._incoming / f"{os.getpid()}-{self._world.counts.total()}.part").write_bytes(b"\0" * 128 + b"DI")
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An object that came whole to an archive: whether it kept it, and whether its Success was heard."""
+
+    uid: str
+    dicom: bytes
+    kept: bool
+    answered: bool
+
+
 @dataclass
 class Archive:
     """A destination: what it was sent, what it keeps, and how it can be asked."""
@@ -220,8 +257,7 @@ class Archive:
     """So many of the next objects are answered with Success and lost."""
     up: bool = True
     kept: dict[str, bytes] = field(default_factory=dict)
-    told: list[tuple[str, bytes, bool]] = field(default_factory=list)
-    """Every object that came whole: its UID, its bytes, and whether Success was answered."""
+    told: list[Told] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Commitment requests that are to be answered: transaction and instance."""
     images: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -236,14 +272,14 @@ class Archive:
         uid = report_uid(dicom)
         if self.drops:
             self.drops -= 1
-            self.world.counts["fault archive drops the object"] += 1
-            self.told.append((uid, dicom, True))
+            self.world.happens("fault archive drops the object")
+            self.told.append(Told(uid, dicom, kept=False, answered=True))
             return SendResult("delivered", 0, "Stored.")
         self.kept[uid] = dicom
         if self.world.fails("archive's answer is lost"):
-            self.told.append((uid, dicom, False))
+            self.told.append(Told(uid, dicom, kept=True, answered=False))
             return SendResult("retry", None, "No answer.")
-        self.told.append((uid, dicom, True))
+        self.told.append(Told(uid, dicom, kept=True, answered=True))
         self.world.point("sent")
         return SendResult("delivered", 0, "Stored.")
 

@@ -212,3 +212,12 @@ def test_kernels_are_classed_by_maker(kernel, maker, expected):
 )
 def test_texts_score_and_never_more(text, score):
     assert score_text(text) == score
+
+
+@pytest.mark.parametrize("warn_coverage_mm", [312.5, 100.0])
+def test_limits_that_leave_no_room_for_a_warning_give_all_points(warn_coverage_mm):
+    limits = SelectionLimits(min_coverage_mm=312.5, warn_coverage_mm=warn_coverage_mm, max_thickness_mm=1.25)
+    verdict = judge(GOOD, limits)
+    assert verdict.eligible
+    assert verdict.reasons[0] == "Slices of 1.25 mm: 40.0 of 40 points."
+    assert verdict.reasons[2] == "Coverage of 312 mm: 15.0 of 15 points."

@@ -85,6 +85,15 @@ def test_file_and_every_new_folder_are_synced_before_the_name_is_given_out(spool
     assert synced[2:] == ["name", f"folder {shelf}"]
 
 
+def test_a_system_that_takes_a_few_bytes_at_a_time_gets_all_of_them(spool, monkeypatch):
+    real = os.writev
+    monkeypatch.setattr(
+        "scp_node.spool.os.writev", lambda descriptor, pieces: real(descriptor, [bytes(pieces[0][:7])])
+    )
+    path = spool.keep(HEADER, DATASET)
+    assert spool.read(path) == HEADER.encode() + DATASET
+
+
 def test_all_shelves_are_there_before_the_first_image(spool):
     assert len(list((spool.folder / "objects").iterdir())) == 256
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import pytest
@@ -40,7 +41,8 @@ def fed(*pdus, most=1 << 20):
 def test_a_request_in_three_pdus():
     *before, last = fed(pdu((LAST_COMMAND, STORE)), pdu((MORE, b"abc")), pdu((LAST, b"de")))
     assert before == [None, None]
-    assert last == StoreRequest(1, 1, "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4", b"abcde")
+    digest = hashlib.sha256(b"abcde").hexdigest()
+    assert last == StoreRequest(1, 1, "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4", b"abcde", digest)
 
 
 def test_command_and_data_set_in_one_pdu():
@@ -57,7 +59,8 @@ def test_one_request_after_another():
     messages = Messages(100)
     for value in (b"aa", b"bb"):
         assert messages.add(pdu((LAST_COMMAND, STORE))) is None
-        assert messages.add(pdu((LAST, value))).dataset == value
+        found = messages.add(pdu((LAST, value)))
+        assert (found.dataset, found.sha256) == (value, hashlib.sha256(value).hexdigest())
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(1, 700), max_size=8), st.integers(1, 127))

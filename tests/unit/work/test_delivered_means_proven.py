@@ -156,6 +156,15 @@ def test_an_archive_that_goes_away_before_it_was_asked_is_asked_when_it_is_back(
     assert (post.state(), len(post.archive.stored)) == ("delivered", 1)
 
 
+def test_a_question_whose_run_is_repeated_after_its_answer_sends_nothing(engine, tmp_path):
+    post = sent(engine, tmp_path, MemoryArchive(FINDS))
+    post.clock.at += 6
+    ((number, attempt),) = post.outbox.claim_due(now=post.clock.now(), start=lambda *_: None)
+    for _ in range(2):
+        post.deliveries.attempt(number, attempt, lambda: False)
+    assert (post.state(), len(post.archive.stored)) == ("delivered", 1)
+
+
 def test_a_question_whose_run_broke_off_is_asked_again(engine, tmp_path):
     post = sent(engine, tmp_path, MemoryArchive(FINDS))
     post.clock.at += 6

@@ -465,12 +465,34 @@ def test_images_that_arrive_while_a_series_is_analysed_are_named_in_its_report(n
         def analyse(self, paths, cancelled):
             with box.engine.begin() as connection:
                 connection.execute(tables.study.update().values(state=StudyState.RECEIVING))
+            add_image(box.engine, STUDY, "1.2.1.2", series_uid="1.2.1")
             return analysed("1.2.1")
 
     box.work._detector = Interrupted()
     assert box.run() == (StudyState.RECEIVING, 1)
     (record,) = box.reader.written
     assert [notice.code for notice in record.notices] == [Code.LATE_IMAGES]
+
+
+def test_late_images_that_were_analysed_all_the_same_make_no_second_report(node):
+    """They came after the study was claimed and before its files were read; their own revision has nothing new."""
+    box = node()
+    box.reader.decision = Decision((verdict("1.2.1"),))
+    box.detector.answers = [analysed("1.2.1", NODULE), analysed("1.2.1", NODULE)]
+    box.work.decide(RUN, never)
+    add_image(box.engine, STUDY, "1.2.1.2", series_uid="1.2.1")
+    with box.engine.begin() as connection:
+        connection.execute(tables.study.update().values(state=StudyState.QUEUED, revision=2))
+    box.work.decide(Run(STUDY, 2), never)
+    for run in (RUN, Run(STUDY, 2)):
+        box.work.analyse(run, "1.2.1", never)
+        box.work.report(run, "1.2.1", never)
+        box.work.go_on(run, "1.2.1", never)
+    (record,) = box.reader.written
+    assert record.notices == ()
+    assert box.studies.state(STUDY) == (StudyState.REPORTED, 2)
+    assert box.last_event() == "An earlier report says the same."
+    assert box.deliveries() == [("pacs", "queued"), ("incurious", "queued")]
 
 
 def test_images_that_only_the_archive_has_are_named_in_the_report(node):

@@ -1,0 +1,5 @@
+"""``python -m tests.soak``."""
+
+from tests.soak.run import main
+
+raise SystemExit(main())
