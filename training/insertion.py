@@ -134,6 +134,11 @@ def with_vessels(density_hu: Array, hu: Array) -> Array:
     return np.asarray(density_hu + stays * (smooth - density_hu), np.float32)
 
 
+def _noise_kept(grain_zyx: tuple[float, float, float]) -> float:
+    """Part of the variance of noise of some grain that smoothing leaves: a Gaussian's widths add in squares."""
+    return float(np.prod([g / np.hypot(g, SMOOTHING) for g in grain_zyx]))
+
+
 def _draw_form(rng: np.random.Generator, diameter_mm: float, kind: Kind) -> Shape:
     """Draw a nodule's form: a mass, a ball, or a star with spicules or without."""
     if kind in ("solid", "part-solid") and diameter_mm >= MASSES_FROM_MM and rng.random() < MASSES:
@@ -245,7 +250,8 @@ class Brush:
         inside = old[sharp > 0.5]
         if inside.size == 0 or float((inside > -600).mean()) > 0.05:
             return False
-        self.hu[box] = blend(old, part, ndimage.gaussian_filter(old, SMOOTHING), self._grain(rng, old.shape))
+        smooth, kept = ndimage.gaussian_filter(old, SMOOTHING), _noise_kept(self.look.grain_zyx)
+        self.hu[box] = blend(old, part, smooth, self._grain(rng, old.shape) * np.float32(np.sqrt(1 - kept)))
         return True
 
     def mimic(self, rng: np.random.Generator) -> bool:
