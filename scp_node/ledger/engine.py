@@ -6,6 +6,7 @@ a committed row survives a power cut, and a waiting writer waits instead of fail
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from alembic.script import ScriptDirectory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.pool import ConnectionPoolEntry
 
 VERSION_TABLE = "nn_alembic_version"
@@ -75,16 +76,21 @@ def make_engine(url: str, *, busy_timeout_s: float = 30.0, reconnect_s: float = 
     def _keep_promises(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         connection.isolation_level = "IMMEDIATE"
         cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout={int(busy_timeout_s * 1000)}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
+        cursor.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
+        _write_ahead(cursor, busy_timeout_s)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     return engine
+
+
+def _write_ahead(cursor: DBAPICursor, limit_s: float) -> None:
+    """Switch a new file to WAL. Processes that do so at once are told that it is locked, without any wait."""
+    cursor.execute("PRAGMA journal_mode")
+    if cursor.fetchone() != ("wal",):
+        locked = (sqlite3.OperationalError,)
+        patiently(lambda: cursor.execute("PRAGMA journal_mode=WAL"), limit_s=limit_s, while_raising=locked)
 
 
 def _connect_patiently(engine: sa.Engine, limit_s: float) -> None:
