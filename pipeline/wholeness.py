@@ -53,8 +53,8 @@ class Wholeness:
     text: str
 
 
-def look_whether_whole(paths: Sequence[Path], limits: SelectionLimits) -> Wholeness:
-    """Look at all CT images of a study.
+def look_and_decide(paths: Sequence[Path], limits: SelectionLimits) -> tuple[Wholeness, Decision]:
+    """Look at all CT images of a study, and decide on its series: headers are read once for both.
 
     Parameters
     ----------
@@ -63,11 +63,6 @@ def look_whether_whole(paths: Sequence[Path], limits: SelectionLimits) -> Wholen
     limits
         The values of ``[selection]``.
     """
-    return look_and_decide(paths, limits)[0]
-
-
-def look_and_decide(paths: Sequence[Path], limits: SelectionLimits) -> tuple[Wholeness, Decision]:
-    """Look as :func:`look_whether_whole` does, and decide as the worker does: headers are read once for both."""
     judged, unreadable = judge_all(read_headers(paths), limits)
     return _whole(judged, unreadable, limits), Decision(tuple(one.verdict for one in judged), unreadable)
 

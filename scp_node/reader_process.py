@@ -55,9 +55,8 @@ class ReaderClient:
         self._limits = limits
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
-        self._decided: dict[
-            tuple[Path, ...], str
-        ] = {}  # files keep what they hold, so a decision on them stays true
+        # Files keep what they hold, so a decision on them stays true.
+        self._decided: dict[tuple[Path, ...], str] = {}
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
         self._keeper = threading.Thread(target=self._keep, name="reader-keeper", daemon=True)

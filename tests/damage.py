@@ -27,7 +27,7 @@ from pipeline.domain.finding import Detection
 from pipeline.domain.limits import SelectionLimits
 from pipeline.domain.outcome import Code, Outcome, Refusal
 from pipeline.lungs import find_lungs
-from pipeline.wholeness import look_whether_whole
+from pipeline.wholeness import look_and_decide
 from scp_node.children import WrittenReport
 from scp_node.identifiers import Part10, split_file
 from scp_node.ledger.arrivals import Arrivals
@@ -476,7 +476,7 @@ class ReaderHere:
         return decide(paths, LIMITS)
 
     def look(self, paths: Sequence[Path], _cancelled: object) -> Any:
-        return look_whether_whole(paths, LIMITS)
+        return look_and_decide(paths, LIMITS)[0]
 
     def same_content(self, pairs: Sequence[tuple[Path, Path]], _cancelled: object) -> list[bool]:
         return [same_content(one, other) for one, other in pairs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.decision import decide
 from pipeline.domain.outcome import Code
-from pipeline.wholeness import look_whether_whole
+from pipeline.wholeness import look_and_decide
 
 
 def test_every_series_says_that_it_may_lack_an_image(small_series, small_limits, tmp_path):
@@ -20,13 +20,13 @@ def test_every_series_says_that_it_may_lack_an_image(small_series, small_limits,
 def test_such_a_study_is_not_provably_whole(small_series, small_limits, tmp_path):
     paths = small_series.write(tmp_path)
     paths[3].write_bytes(paths[3].read_bytes()[:140])
-    whole = look_whether_whole(paths, small_limits)
+    whole = look_and_decide(paths, small_limits)[0]
     assert (whole.geometry, whole.lungs) == (False, False)
 
 
 def test_a_gap_shows_that_a_study_is_not_whole(small_series, small_limits, tmp_path):
     paths = small_series.write(tmp_path)
-    whole = look_whether_whole([*paths[:5], *paths[7:]], small_limits)
+    whole = look_and_decide([*paths[:5], *paths[7:]], small_limits)[0]
     assert not whole.geometry
     assert whole.text == "2 missing slices were filled in from the neighbours."
 
@@ -39,7 +39,7 @@ def test_lungs_that_reach_the_last_slice_show_it_too(small_series, tmp_path):
 
     series = ChestSeries(slices=48, rows=64, columns=64, pixel_mm=5.0, slice_step=5.0, thickness=5.0)
     paths = series.write(tmp_path)
-    assert look_whether_whole(paths, LIMITS).lungs
-    cut = look_whether_whole(paths[:30], replace(LIMITS, min_lung_l=0.5))
+    assert look_and_decide(paths, LIMITS)[0].lungs
+    cut = look_and_decide(paths[:30], replace(LIMITS, min_lung_l=0.5))[0]
     assert (cut.geometry, cut.lungs) == (True, False)
     assert cut.text == "The lungs reach the last slice; parts of them are not seen."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 
@@ -12,7 +13,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from scp_node.ledger import engine as ledger_engine
-from scp_node.ledger.engine import VERSION_TABLE, DatabaseClock, is_ours, make_engine, schema_is_current, upgrade
+from scp_node.ledger.engine import (
+    VERSION_TABLE,
+    DatabaseClock,
+    _write_ahead,
+    is_ours,
+    make_engine,
+    schema_is_current,
+    upgrade,
+)
 from scp_node.ledger.tables import metadata
 
 
@@ -150,3 +159,32 @@ def test_a_connection_to_a_server_waits_for_a_lock_as_long_as_told_and_is_cut_of
 def test_the_clock_is_the_servers_where_there_is_one(engine):
     asked_at = time.time()
     assert abs(DatabaseClock(engine).now() - asked_at) < 60.0
+
+
+class LockedOnce:
+    """A cursor on a new file that another starter switches to WAL at this moment: the first try is refused."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode, self.tries = mode, 0
+
+    def execute(self, statement: str) -> None:
+        if statement.endswith("=WAL"):
+            self.tries += 1
+            if self.tries == 1:
+                raise sqlite3.OperationalError("database is locked")
+            self.mode = "wal"
+
+    def fetchone(self) -> tuple[str]:
+        return (self.mode,)
+
+
+def test_a_starter_that_is_locked_out_of_a_new_file_tries_again():
+    cursor = LockedOnce("delete")
+    _write_ahead(cursor, 30.0)
+    assert (cursor.mode, cursor.tries) == ("wal", 2)
+
+
+def test_a_file_that_is_in_wal_already_is_not_switched():
+    cursor = LockedOnce("wal")
+    _write_ahead(cursor, 30.0)
+    assert cursor.tries == 0
