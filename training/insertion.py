@@ -20,6 +20,7 @@ from training.lesions import (
     box_around,
     draw_mass,
     draw_star,
+    is_mass,
     occupancy,
     offsets_mm,
     soft,
@@ -38,9 +39,6 @@ LEAST_SEEN = 0.45
 
 PLAIN_BALLS = 0.15
 """Part of the nodules that are plain balls."""
-
-MASSES_FROM_MM, MASSES = 9.0, 0.65
-"""From this diameter on, and so often, a solid or part-solid nodule is irregular, with lobes and strands."""
 
 VESSELS_STAY = 0.5
 """Part of the solid nodules through which brighter vessels can be seen."""
@@ -141,7 +139,7 @@ def _noise_kept(grain_zyx: tuple[float, float, float]) -> float:
 
 def _draw_form(rng: np.random.Generator, diameter_mm: float, kind: Kind) -> Shape:
     """Draw a nodule's form: a mass, a ball, or a star with spicules or without."""
-    if kind in ("solid", "part-solid") and diameter_mm >= MASSES_FROM_MM and rng.random() < MASSES:
+    if is_mass(rng, diameter_mm, kind):
         return draw_mass(rng, diameter_mm)
     spiculated = kind == "solid" and diameter_mm > 7 and bool(rng.random() < 0.2)
     if not spiculated and rng.random() < PLAIN_BALLS:

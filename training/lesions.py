@@ -26,6 +26,9 @@ DIAMETER_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 DIAMETERS_MM = (3.0, 4.09, 5.11, 6.43, 9.70, 18.95, 30.0)
 """Quantiles of the 1 186 LUNA16 diameters, cut to the task's 3-30 mm."""
 
+MASSES_FROM_MM, MASSES = (6.0, 12.0), (0.25, 0.55)
+"""Part of the solid and part-solid nodules that are irregular: from these diameters on, linear in between."""
+
 EDGE_MM = 0.9
 """Width of the linear edge that stands for the partial volume of a voxel."""
 
@@ -102,6 +105,12 @@ def draw_star(rng: np.random.Generator, diameter_mm: float, *, spiculated: bool 
     spicules = tuple((direction(rng), float(rng.uniform(0.2, 0.8))) for _ in range(count))
     turn = float(rng.uniform(0, np.pi))
     return Star(diameter_mm / 2, (stretch[0], stretch[1], stretch[2]), turn, waves, spicules)
+
+
+def is_mass(rng: np.random.Generator, diameter_mm: float, kind: Kind) -> bool:
+    """Draw whether a nodule is irregular, with lobes and strands (`draw_mass`); decision 0095."""
+    share = float(np.interp(diameter_mm, MASSES_FROM_MM, MASSES, left=0.0))
+    return kind in ("solid", "part-solid") and bool(rng.random() < share)
 
 
 def ball(diameter_mm: float) -> Star:
@@ -190,16 +199,17 @@ class Mass:
 def draw_mass(rng: np.random.Generator, diameter_mm: float) -> Mass:
     """Draw a large irregular nodule: an uneven core with lobes, and strands into the lung, as many cancers have."""
     radius = diameter_mm / 2
+    fine = min(1.0, radius / 6)
     core = draw_star(rng, diameter_mm * float(rng.uniform(0.6, 0.85)), spiculated=bool(rng.random() < 0.5))
     parts: list[tuple[Star | Tube, Shift]] = [(core, (0.0, 0.0, 0.0))]
     for _ in range(int(rng.integers(2, 6))):
         lobe = draw_star(rng, diameter_mm * float(rng.uniform(0.3, 0.6)))
         parts.append((lobe, _along(direction(rng), radius * float(rng.uniform(0.5, 0.95)))))
     for _ in range(int(rng.integers(4, 15))):
-        along, half = direction(rng), float(rng.uniform(3, 10))
-        strand = Tube(along, half, float(rng.uniform(0.5, 1.4)))
+        along, half = direction(rng), float(rng.uniform(3, 10)) * fine
+        strand = Tube(along, half, float(rng.uniform(0.5, 1.4)) * fine**0.5)
         parts.append((strand, _along(along, radius * 0.8 + half * 0.5)))
-    height = float(rng.uniform(0.1, 0.45))
+    height = float(rng.uniform(0.1, 0.45)) * fine
     ripples = tuple(
         (_along(direction(rng), float(2 * np.pi / rng.uniform(3.5, 11))), float(rng.uniform(0, 2 * np.pi)), height)
         for _ in range(8)

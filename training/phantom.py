@@ -22,7 +22,9 @@ from training.lesions import (
     box_around,
     direction,
     draw_diameter,
+    draw_mass,
     draw_star,
+    is_mass,
     occupancy,
     offsets_mm,
 )
@@ -146,7 +148,8 @@ def make_phantom(seed: int, settings: ScanSettings | None = None, nodules: int |
     view = float(np.clip((2 * build.half_width + 24) / MATRIX, 0.6, 0.85)) * MATRIX
     anatomy = draw_anatomy(rng, build, view)
     grid = _grid(settings, view, build.height)
-    canvas = _Canvas(_paint_organs(anatomy, grid), grid, settings)
+    # Masses came later, from a stream of their own: what was drawn before them stays where it was.
+    canvas = _Canvas(_paint_organs(anatomy, grid), grid, settings, np.random.default_rng([seed, 4]))
     trees = _paint_trees(rng, anatomy, canvas)
     canvas.keep_clear = []
     count = int(rng.integers(4, 10)) if nodules is None else nodules
@@ -178,8 +181,9 @@ def _grid(settings: ScanSettings, view_mm: float, height_mm: float) -> Grid:
 class _Canvas:
     """The scan while it is painted, before blur and noise."""
 
-    def __init__(self, hu: Array, grid: Grid, settings: ScanSettings) -> None:
+    def __init__(self, hu: Array, grid: Grid, settings: ScanSettings, forms: np.random.Generator) -> None:
         self.hu = hu
+        self.forms = forms
         self.grid = grid
         self.origin = np.asarray(grid.origin_lps_mm)
         self.spacing = grid.spacing_zyx_mm
@@ -394,7 +398,9 @@ def _draw_nodule(
 ) -> PhantomNodule | None:
     """Draw a nodule where the tissue is air, and measure what became visible; None where too little did."""
     spiculated = kind == "solid" and diameter > 8 and bool(rng.random() < 0.25)
-    drawn = canvas.shape(draw_star(rng, diameter, spiculated=spiculated), centre)
+    star = draw_star(rng, diameter, spiculated=spiculated)
+    form = draw_mass(canvas.forms, diameter) if is_mass(canvas.forms, diameter, kind) else star
+    drawn = canvas.shape(form, centre)
     if drawn is None:
         return None
     box, part = drawn

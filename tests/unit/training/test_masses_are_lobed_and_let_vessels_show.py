@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.insertion import blend, with_vessels
-from training.lesions import Mass, ball, draw_mass, occupancy
+from training.lesions import Mass, ball, draw_mass, is_mass, occupancy
 
 SPACING = 0.7
 AXIS = (np.arange(64) - 31.5).astype(np.float32) * SPACING
@@ -50,6 +50,22 @@ def test_drawn_masses_have_about_the_size_asked_for_and_more_surface_than_a_ball
         assert part[0].max() == part[-1].max() == 0 or mass.reach_mm > abs(AXIS[0])
     assert 15.0 < np.mean(sizes) < 21.0
     assert min(rougher) > 1.15
+
+
+def test_strands_of_small_masses_are_small():
+    small, large = (max(draw_mass(np.random.default_rng(k), d).reach_mm for k in range(20)) for d in (6.0, 24.0))
+    assert small < 15.0 < large
+
+
+def test_both_forms_come_at_every_size_from_six_millimetres_on():
+    rng = np.random.default_rng(2)
+    shares = {d: np.mean([is_mass(rng, d, "solid") for _ in range(400)]) for d in (5.9, 6.0, 9.0, 12.0, 30.0)}
+    assert shares[5.9] == 0
+    assert 0.15 < shares[6.0] < 0.35
+    assert 0.3 < shares[9.0] < 0.5
+    assert 0.45 < shares[12.0] < 0.65
+    assert 0.45 < shares[30.0] < 0.65
+    assert not any(is_mass(rng, 20.0, kind) for kind in ("ground-glass", "calcified") for _ in range(50))
 
 
 def test_vessels_brighter_than_a_nodule_stay_and_darker_ones_do_not():
