@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.cli.say import Progress, fail, numbers
+from training.cli.say import Progress, by_person, fail, numbers
 
 if TYPE_CHECKING:
     from training.download import Download
@@ -55,7 +55,7 @@ def evaluate(
     """
     if luna16 is not None:
         chosen = _chosen(luna16, set(subset or []), set(part or []))
-        _evaluate_download(chosen, _by_person(weights, weights_for or []), out, device)
+        _evaluate_download(chosen, by_person(weights, weights_for or []), out, device)
         return
     from pipeline.detect.detector import load_detector
     from training.evaluate import evaluate_path, evaluate_phantoms, truth_rows, write_evaluation
@@ -97,17 +97,6 @@ def _chosen(root: Path, subsets: set[int], parts: set[str]) -> Download:
     if not scans:
         fail(f"{root} has no whole scan of these subsets and parts.")
     return replace(download, scans=scans)
-
-
-def _by_person(weights: str, others: list[str]) -> dict[str, str]:
-    """Give the weights for each real scan that has its own, and for all others under the empty name."""
-    found = {"": weights}
-    for other in others:
-        name, _, file = other.partition("=")
-        if not name or not file:
-            fail(f"'{other}' is not NAME=FILE; write for example LIDC-IDRI-0003=without-0003.safetensors.")
-        found[name] = file
-    return found
 
 
 def _evaluate_download(download: Download, weights: dict[str, str], out: Path, device: str) -> None:

@@ -31,6 +31,17 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def by_person(everybody: str, others: list[str]) -> dict[str, str]:
+    """Give the file of each real scan that has its own (NAME=FILE), and that of all others under the empty name."""
+    found = {"": everybody}
+    for other in others:
+        name, _, file = other.partition("=")
+        if not name or not file:
+            fail(f"'{other}' is not NAME=FILE; write for example LIDC-IDRI-0003=without-0003.safetensors.")
+        found[name] = file
+    return found
+
+
 def need_drawing() -> None:
     """End the command where matplotlib is not installed, before any work is done."""
     if find_spec("matplotlib") is None:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from training.cli.say import fail
+from training.cli.say import by_person, fail
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from training.recipes import Recipe
+    from training.team import Team
 
 RECIPES = Path(__file__).parents[2] / "config" / "recipes"
 
@@ -99,6 +103,14 @@ def reduction(
     scans: Scans,
     run: Run,
     first: Annotated[Path, typer.Option("--screening", help="Checkpoint of stage 1, which proposes candidates.")],
+    first_for: Annotated[
+        list[str],
+        typer.Option(
+            "--screening-for",
+            help="NAME=FILE: another checkpoint for this real scan and those made from it, as one that left it "
+            "out; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
     skip: Skip = [],  # noqa: B006
     network: Annotated[SecondNetwork | None, typer.Option(help="Another network than the recipe's.")] = None,
     filtering: Filtering = None,
@@ -111,23 +123,26 @@ def reduction(
 ) -> None:
     """Train stage 2 on the candidates of stage 1 (best one that has not seen these scans).
 
+    Marks on scans that a first stage was trained on are too good to learn from. New phantoms (prepare --phantoms)
+    are unseen by any; for real scans give models that left them out, as those of 'left-out', with --screening-for.
+
     Of the paper's first stage the first three convolutions are taken over. Several GPUs as for 'screening'.
+
+    nodule-train reduction modern --scans scans --run runs/second --screening runs/one/screening.pt
+    --screening-for LIDC-IDRI-0003=runs/left-out/seed1/LIDC-IDRI-0003/screening.pt
     """
     from training.export import load_checkpoint
-    from training.reduction import find_candidates, train_reduction
-    from training.scans import load_scans
+    from training.reduction import train_reduction
     from training.team import UnevenBatchError, gathered
 
     names = names_in(scans, skip)
     stage = _given(network=network and network.value, filtering=filtering, steps=steps, batch=batch)
     chosen = chosen_recipe(recipe, seed=seed, device=device)
     chosen = replace(chosen, reduction=replace(chosen.reduction, **stage))
+    checkpoints = by_person(str(first), first_for)
     first_recipe, weights, _ = load_checkpoint(first)
     with gathered(chosen.device) as team:
-        own = names[team.rank :: team.size]
-        found = find_candidates(
-            first_recipe.screening, weights, load_scans(scans, own) if own else [], device=str(team.device)
-        )
+        found = _proposed(checkpoints, scans, names, team)
         takes_over = first_recipe.screening.network == "fcn"
         try:
             path = train_reduction(
@@ -145,6 +160,27 @@ def reduction(
             fail(str(error))
         if team.leads:
             typer.echo(f"stage 2: {path}")
+
+
+def _proposed(
+    checkpoints: dict[str, str], scans: Path, names: list[str], team: Team
+) -> dict[str, NDArray[np.float64]]:
+    """Search this process's share of the scans, each with the checkpoint that is for its person."""
+    from training.export import load_checkpoint
+    from training.reduction import find_candidates
+    from training.scans import load_scans, person_of
+
+    persons = {name: person_of(scans / f"{name}.npz") for name in names}
+    if unknown := sorted(set(checkpoints) - {""} - set(persons.values())):
+        fail(f"{scans} has no scan made from {', '.join(unknown)}.")
+    whose = {name: person if person in checkpoints else "" for name, person in persons.items()}
+    found: dict[str, NDArray[np.float64]] = {}
+    for person, file in checkpoints.items():
+        own = [name for name in names[team.rank :: team.size] if whose[name] == person]
+        recipe, weights, _ = load_checkpoint(Path(file))
+        if own:
+            found |= find_candidates(recipe.screening, weights, load_scans(scans, own), device=str(team.device))
+    return found
 
 
 def chosen_recipe(name: str, *, seed: int = -1, device: str = "") -> Recipe:
