@@ -60,9 +60,11 @@ fuzz: $(DEV) ## a million damaged inputs: an hour or more, goes on where it stop
 damage: $(DEV) ## 500 damaged chests through a node: nothing missing may end in a clean report (docs/reliability.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.damage 500
 
-bench-detection: $(DEV) ## the time of one scan step by step, and beside MONAI's network: some minutes (SERIES=<folder>: your own CT)
+bench-detection: $(DEV) ## the time of one scan, and beside MONAI's network (SERIES=<folder>: your own CT); RUNS=<folder>: the table of finished runs too
 	$(BIN)/python -m bench.bench_detect $(if $(SERIES),--series "$(SERIES)")
 	$(BIN)/python -m bench.bench_peers --peer-folder peer-out
+	$(if $(RUNS),$(BIN)/python -m bench.detection_table --left-out $(RUNS)/left-out --benchmark $(RUNS)/benchmark \
+	  --probe $(RUNS)/probe.json --results docs/detection.md)
 
 simulate-faults: $(DEV) ## 100,000 histories full of crashes and faults: hours, goes on where it stopped (SEED=<n>: one of them again)
 	mkdir -p simulate-out
