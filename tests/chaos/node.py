@@ -185,7 +185,7 @@ class ChaosNode(RunningNode):
         """SIGKILL, and wait for the end of all that was below: nothing may work on beside its successor."""
         family = [pid, *below(pid)]
         _signal(pid, signal.SIGKILL)
-        for child in family[1:]:  # one that is held, and has not asked to die with its parent yet, leaves once awake
+        for child in family[1:]:  # one held before it asked to die with its parent leaves once awake
             _signal(child, signal.SIGCONT)
         if name == "supervisor":
             assert self.process is not None
