@@ -13,7 +13,15 @@ import numpy as np
 from scipy import fft, ndimage
 
 from pipeline.domain.geometry import Grid
-from training.anatomy import COARSE_MM, MARGIN_ABOVE_MM, MARGIN_BELOW_MM, Anatomy, draw_anatomy, draw_build
+from training.anatomy import (
+    COARSE_MM,
+    MARGIN_ABOVE_MM,
+    MARGIN_BELOW_MM,
+    Anatomy,
+    Build,
+    draw_anatomy,
+    draw_build,
+)
 from training.lesions import (
     Kind,
     Plate,
@@ -42,6 +50,7 @@ Point = tuple[float, float, float]
 
 MATRIX = 512
 MIMICS = 18
+HILUM_MM = 20.0
 KERNELS = {"STANDARD": (0.62, 0.0, 0.25), "SOFT": (0.75, 0.0, 0.19), "LUNG": (0.55, 0.55, 0.36)}
 """Blur sigma (mm), edge enhancement, and the frequency (of the sampling rate) where the noise is strongest."""
 
@@ -162,7 +171,7 @@ def make_phantom(seed: int, settings: ScanSettings | None = None, nodules: int |
         hu,
         grid,
         tuple(n for n in placed if n is not None),
-        tuple(m for m in mimics if m is not None),
+        (*(m for m in mimics if m is not None), *_hila(build)),
     )
 
 
@@ -285,21 +294,31 @@ def _sheet(hu: Array, distance: Array, lung: Array, pixel: float) -> None:
     hu += np.float32(190) * part * np.float32(0.5 / max(pixel, 0.8)) * (lung > 1)
 
 
+def _roots(build: Build, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the arteries and the veins of a lung begin: mm (x, y, z)."""
+    h, d = build.height, build.cage_half_depth
+    return np.array([side * 38.0, 0.08 * d, 0.5 * h]), np.array([side * 38.0, -0.04 * d, 0.44 * h])
+
+
+def _hila(build: Build) -> list[Mimic]:
+    """Name the places where vessels gather: lobed and large, and no nodule."""
+    roots = [root for side in (-1, 1) for root in _roots(build, side)]
+    return [Mimic((float(x), float(y), float(z)), HILUM_MM, "hilum") for x, y, z in roots]
+
+
 def _paint_trees(rng: np.random.Generator, anatomy: Anatomy, canvas: _Canvas) -> list[Branch]:
     """Draw an arterial and a venous tree into each lung, and bronchi beside the arteries."""
     build = anatomy.build
-    h, d = build.height, build.cage_half_depth
     trees: list[Branch] = []
     for side in (-1, 1):
         inside = (anatomy.lung_depth > 3) & (np.sign(anatomy.x_mm)[None, None, :] == side)
         places = np.argwhere(inside)
-        for forward, points in ((0.02, 1500), (-0.10, 1100)):
-            root = np.array([side * 38.0, forward * d + 0.06 * d, (0.5 if forward > 0 else 0.44) * h])
+        for root, points, artery in zip(_roots(build, side), (1500, 1100), (True, False), strict=True):
             chosen = places[rng.integers(len(places), size=points)] + rng.uniform(-0.5, 0.5, (points, 3))
             targets = _positions(anatomy, chosen)
             tree = grow(rng, root, targets)
             trees += tree
-            if forward > 0:
+            if artery:
                 _paint_bronchi(tree, canvas)
     tissue = np.float32(build.blood_hu)
     for branch in trees:
