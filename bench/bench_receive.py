@@ -8,6 +8,9 @@ measured twice, on a free machine and beside the first stage of the bundled dete
 and again on all cores.
 
     python -m bench.bench_receive --rounds 5 --results bench/RESULTS.md
+
+``--listeners 2`` adds a row of two listeners over one folder and one database, with the senders spread over their
+ports: what several receiving processes would gain (decision 0123).
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ RELEASE = b"\x05\0\0\0\0\4\0\0\0\0"
 SENDER = "BENCH"
 NAME = "bench_receive"
 INSIDE = "NODULE_NODE_BENCH_INSIDE"
+SHARE = 10_000  # numbers of images for each sender
 
 
 # The senders ------------------------------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def study(rows: int) -> Study:
 
 def send(one: Receiver, images: Study, numbers: range, start: Any, answers: Any) -> None:
     """Be one sender: associate, wait for the start, send, and tell when the last answer came."""
-    port, called = one.port, one.title
+    port, called = one.port_for(numbers.start // SHARE), one.title
     ready = [images.another(number) for number in numbers]
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=120) as peer:
@@ -168,7 +172,7 @@ def sent_in(receiver: Receiver, images: Study, senders: int, count: int, numbers
     fork = multiprocessing.get_context("fork")
     start, answers = fork.Barrier(senders + 1), fork.Queue()
     share = count // senders
-    ranges = [range(first * 10_000, first * 10_000 + share) for first in itertools.islice(numbers, senders)]
+    ranges = [range(first * SHARE, first * SHARE + share) for first in itertools.islice(numbers, senders)]
     crowd = [fork.Process(target=send, args=(receiver, images, mine, start, answers)) for mine in ranges]
     for one in crowd:
         one.start()
@@ -203,30 +207,42 @@ class Receiver:
         """Start it, and wait until it takes connections."""
         self.folder.mkdir()
         self.port = _free_port()
-        log = (self.folder / "log.txt").open("wb")
+        self.process = self.begin(self.port, self.command())
+
+    def begin(self, port: int, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a process, and wait until it takes connections."""
+        log = (self.folder / "log.txt").open("ab")
         environment = {**os.environ, "TCP_NODELAY": "1", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment, cwd=self.folder)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self.folder)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return process
             except OSError:
                 time.sleep(0.1)
         raise RuntimeError(f"{self.name} does not start: {(self.folder / 'log.txt').read_text()[-2000:]}")
 
+    def port_for(self, sender: int) -> int:
+        """Give the port for a sender by its number."""
+        return self.port
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Give the processes that were started."""
+        return [self.process] if self.process is not None else []
+
     def stop(self) -> None:
         """Stop it and remove what it received."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
+        for process in self.processes():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes():
+            process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def cpu_s(self) -> float:
         """Processor time so far, with that of its children; seconds."""
-        assert self.process is not None
-        own = psutil.Process(self.process.pid)
-        times = [one.cpu_times() for one in (own, *own.children(recursive=True))]
+        owns = [psutil.Process(process.pid) for process in self.processes()]
+        times = [one.cpu_times() for own in owns for one in (own, *own.children(recursive=True))]
         return float(sum(one.user + one.system + one.children_user + one.children_system for one in times))
 
     def rss_mib(self) -> float:
@@ -244,13 +260,40 @@ class Ours(Receiver):
 
     def command(self) -> list[str]:
         """Give its command line."""
-        settings = self.folder / "node.toml"
+        return self.listen(self.port)
+
+    def listen(self, port: int) -> list[str]:
+        """Give the command line of a listener on a port."""
+        settings = self.folder / f"node-{port}.toml"
         settings.write_text(
-            f'[node]\nae_title = "{self.title}"\nport = {self.port}\nmax_associations = 200\n'
+            f'[node]\nae_title = "{self.title}"\nport = {port}\nmax_associations = 200\n'
             f'[[senders]]\nae_title = "{SENDER}"\n[storage]\nfolder = "data"\nmin_free_mib = 0\n'
             "min_free_percent = 0.0\n[network]\nsockets_per_host = 256\n[log]\nlevel = 'warning'\n"
         )
         return [sys.executable, "-m", "scp_node.cli.main", "listen", "--config", str(settings)]
+
+
+@dataclass
+class Several(Ours):
+    """Several listeners of the node over one folder, each on a port of its own; the senders take turns."""
+
+    listeners: int = 2
+    others: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """By port: those beside the first."""
+
+    def start(self) -> None:
+        """Start the first one, which makes the tables, and then the others."""
+        super().start()
+        ports = [_free_port() for _ in range(self.listeners - 1)]
+        self.others = {port: self.begin(port, self.listen(port)) for port in ports}
+
+    def port_for(self, sender: int) -> int:
+        """Give the port for a sender by its number."""
+        return [self.port, *self.others][sender % self.listeners]
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Give the processes that were started."""
+        return [*super().processes(), *self.others.values()]
 
 
 class Storescp(Receiver):
@@ -447,6 +490,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--no-inference", action="store_true", help="leave out the rounds beside inference")
+    parser.add_argument("--listeners", type=int, default=1, help="more than one: a row of so many listeners")
     parser.add_argument("--results", type=Path, help="file whose section is to be written anew")
     asked = parser.parse_args()
     if (code := _inside_namespace()) is not None:
@@ -462,6 +506,9 @@ def main() -> int:
     images = study(asked.rows)
     with tempfile.TemporaryDirectory() as folder:
         receivers = [kind(names[kind], "RECEIVER", Path(folder) / kind.__name__) for kind in kinds]
+        if asked.listeners > 1:
+            name = f"nodule-node, {asked.listeners} listeners"
+            receivers.insert(1, Several(name, "RECEIVER", Path(folder) / "Several", listeners=asked.listeners))
         for beside in (False,) if asked.no_inference else (False, True):
             measure(receivers, images, asked.images, asked.rounds, numbers, beside=beside)
         text = report(receivers, asked.images, asked.rows, load)

@@ -78,7 +78,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         url = f"sqlite:///{name}/node.sqlite"
         upgrade(url)
-        spool, arrivals = Spool(Path(name) / "spool"), Arrivals(make_engine(url))
+        spool = Spool(Path(name) / "spool")
+        arrivals = Arrivals(make_engine(url), keeps_connection=True)
         spool.prepare()
         together = watch.timed(STEPS[0], put_together)
         spool.place = watch.timed(STEPS[2], spool.place)  # type: ignore[method-assign]

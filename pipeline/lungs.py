@@ -115,7 +115,7 @@ def find_lungs(hu: NDArray[np.int16], spacing_zyx_mm: Vector, limits: SelectionL
     lungs = _largest(body & (coarse < AIR_HU))
     lungs = _enclosed(_closed(lungs, cell_mm)) & body
     litres = float(lungs.sum() * np.prod(cell_mm)) / 1e6
-    if litres < limits.min_lung_l:
+    if litres < limits.min_lung_l or not lungs.any():
         return Refusal(
             Code.NO_LUNG_FOUND,
             f"The air inside the body measures {litres:.1f} l, expected at least {limits.min_lung_l:.1f} l; "
@@ -136,13 +136,15 @@ def _strides(spacing_zyx_mm: Vector) -> Index:
 def _block_means(hu: NDArray[np.int16], strides: Index) -> NDArray[np.int16]:
     """Average blocks of voxels, one axis after the other; a last incomplete block repeats its last voxel."""
     for axis, stride in enumerate(strides):
-        size, pieces = hu.shape[axis], []
-        for offset in range(stride):
-            take = np.minimum(np.arange(0, size, stride) + offset, size - 1)
-            pieces.append(np.take(hu, take, axis))
-        total = pieces[0].astype(np.int32)
-        for piece in pieces[1:]:
-            total += piece
+        if stride == 1:
+            continue
+        before = (slice(None),) * axis
+        total = hu[*before, ::stride].astype(np.int32)
+        for offset in range(1, stride):
+            piece = hu[*before, offset::stride]
+            whole = piece.shape[axis]
+            total[*before, :whole] += piece
+            total[*before, whole:] += hu[*before, -1:]
         hu = (total // stride).astype(np.int16)
     return hu
 
@@ -225,14 +227,28 @@ def _closed(mask: Mask, cell_mm: NDArray[np.float64]) -> Mask:
     if not mask.any():
         return mask
     reach = np.ceil(CLOSING_MM / cell_mm).astype(int) + 1
-    padded = np.pad(mask, [(int(n), int(n)) for n in reach], mode="edge")
+    box = _box(mask, reach)
+    padded = np.pad(mask[box], [(int(n), int(n)) for n in reach], mode="edge")
     grown = ndimage.distance_transform_edt(~padded, sampling=cell_mm) <= CLOSING_MM
     closed = ndimage.distance_transform_edt(grown, sampling=cell_mm) > CLOSING_MM
-    return np.asarray(closed[tuple(slice(int(n), -int(n)) for n in reach)] | mask)
+    result = mask.copy()
+    result[box] |= closed[tuple(slice(int(n), -int(n)) for n in reach)]
+    return result
 
 
 def _widened(mask: Mask, cell_mm: NDArray[np.float64]) -> Mask:
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=cell_mm) <= MARGIN_MM)
+    if not mask.any():
+        return mask
+    box = _box(mask, np.ceil(MARGIN_MM / cell_mm).astype(int))
+    result = np.zeros_like(mask)
+    result[box] = ndimage.distance_transform_edt(~mask[box], sampling=cell_mm) <= MARGIN_MM
+    return result
+
+
+def _box(mask: Mask, reach: NDArray[np.int_]) -> tuple[slice, ...]:
+    """Give the box that holds the mask and so many cells around it: what lies farther away cannot matter."""
+    around = ndimage.find_objects(mask.view(np.uint8))[0]
+    return tuple(slice(max(0, s.start - int(n)), s.stop + int(n)) for s, n in zip(around, reach, strict=True))
 
 
 def _cut(lungs: Mask, open_sides: Mask, cell_mm: NDArray[np.float64]) -> tuple[Notice, ...]:

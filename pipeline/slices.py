@@ -18,7 +18,7 @@ from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_partial
 from pydicom.filewriter import write_file_meta_info
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydicom.dataset import Dataset, FileDataset
-    from pydicom.tag import BaseTag
 
 CT_CLASSES = frozenset({CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
 MULTI_FRAME_CLASSES = CT_CLASSES - {CTImageStorage}
@@ -69,6 +68,7 @@ GEOMETRY = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+IN_MACROS = ("FrameType", "FrameReferenceDateTime", "FrameAcquisitionNumber")
 PIXELS = (
     "Rows",
     "Columns",
@@ -87,6 +87,9 @@ PIXELS = (
     "LossyImageCompression",
 )
 KEYWORDS: tuple[str, ...] = IDENTITY + PERSON + TEXTS + ACQUISITION + GEOMETRY + PIXELS
+TAGS = {keyword: Tag(keyword) for keyword in (*KEYWORDS, *IN_MACROS)}
+"""Looked up once: the parser would look up each name again for each file."""
+_WANTED: list[BaseTag] = [TAGS[keyword] for keyword in KEYWORDS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +252,7 @@ def read_instance(path: Path) -> Instance | Unreadable | None:
         return None
     try:
         with open_dataset(path) as (stream, size):
-            dataset = dcmread(stream, stop_before_pixels=True, defer_size=size, specific_tags=list(KEYWORDS))
+            dataset = dcmread(stream, stop_before_pixels=True, defer_size=size, specific_tags=_WANTED)
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return None
             element_header = 8 if dataset.original_encoding[0] else 12
@@ -392,7 +395,7 @@ def _slice(
     """Gather one slice's facts from the first source that has each: its own macros, the shared ones, the header."""
 
     def source(*keywords: str) -> Dataset:
-        return next((s for s in sources if any(k in s for k in keywords)), dataset)
+        return next((s for s in sources if any(TAGS[k] in s for k in keywords)), dataset)
 
     kind = source("FrameType") if frame is not None else dataset
     times = ("TemporalPositionIdentifier", "TriggerTime", "FrameReferenceDateTime", "ContentTime")
@@ -494,8 +497,9 @@ def _age_years(dataset: Dataset) -> float | None:
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
+    tag = TAGS[keyword]
     try:
-        return dataset.get(keyword)
+        return dataset[tag].value if tag in dataset else None
     except Exception:  # noqa: BLE001  a value that breaks its VR counts as missing; pydicom raises many kinds
         return None
 

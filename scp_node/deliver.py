@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _3D, _PLAIN = SOP_CLASS_UIDS["comprehensive3d"], SOP_CLASS_UIDS["comprehensive"]
 _CLASS_NOT_SUPPORTED = 0x0122
 
+_QUESTIONS = 2
+"""Storage commitment requests in turn that wait for an answer in vain: an archive that restarts forgets one."""
+
 log = structlog.get_logger()
 
 
@@ -136,7 +139,7 @@ class Deliveries:
         offers = self._offers(due.destination, archive)
         if isinstance(offers, SendResult):
             return Check("unreachable", None, offers.text)
-        unanswered = due.transaction_uid is not None
+        unanswered = due.transaction_uid is not None and due.checks >= _QUESTIONS
         if destination.verify != "query" and STORAGE_COMMITMENT in offers and not unanswered:
             transaction_uid = f"2.25.{secrets.randbits(128)}"  # a new one each time: archives choke on repeats
             self._outbox.note_transaction(due.id, attempt, transaction_uid)

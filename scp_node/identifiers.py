@@ -28,6 +28,7 @@ _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0
 _UNDEFINED: Final = 0xFFFFFFFF
 _SHORTEST: Final = 8  # bytes of a tag and its length; of an explicit one with a long VR four more
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 Table 7.1-1: four bytes
+_SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())  # two
 _UID_LETTERS: Final = re.compile(r"[0-9.]{1,64}")
 _STRICT_UID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
@@ -66,6 +67,12 @@ class NotPart10:
     """The bytes are not a DICOM file with file meta information (PS3.10 section 7.1)."""
 
     text: str
+
+
+# By byte order: a tag, a short and a long length, and the beginning of an explicit element with a short VR.
+_FORMS: Final = tuple(
+    tuple(struct.Struct(order + form) for form in ("HH", "H", "I", "HH2sH")) for order in ("<", ">")
+)
 
 
 class _BrokenError(Exception):
@@ -144,13 +151,12 @@ def split_file(dicom: bytes) -> Part10 | NotPart10:
 class _Walk:
     """A cursor over encoded elements."""
 
-    __slots__ = ("_at", "_body", "_explicit", "_left", "_long", "_short", "_tag")
+    __slots__ = ("_at", "_body", "_explicit", "_left", "_long", "_plain", "_short", "_tag")
 
     def __init__(self, body: bytes | bytearray, *, big_endian: bool) -> None:
         self._body = body
         self._at = 0
-        order = ">" if big_endian else "<"
-        self._tag, self._short, self._long = (struct.Struct(order + form) for form in ("HH", "H", "I"))
+        self._tag, self._short, self._long, self._plain = _FORMS[int(big_endian)]
         self._explicit = _is_vr(body[4:6])
         self._left = MAX_ELEMENTS
 
@@ -159,6 +165,7 @@ class _Walk:
         found: dict[tuple[int, int], str] = {}
         last = max(wanted)
         while self._at < len(self._body) and len(found) < len(wanted):
+            self._pass_plain(wanted)
             tag, length, implicit_inside = self._element(explicit=self._explicit)
             if tag > last:
                 if not found:
@@ -172,6 +179,21 @@ class _Walk:
             if tag in wanted and tag not in found:
                 found[tag] = _text(self._body[value_at : min(self._at, value_at + 2 * MAX_UID)])
         return found
+
+    def _pass_plain(self, wanted: frozenset[tuple[int, int]]) -> None:
+        """Go to the next element that needs a closer look: every image has thirty others in front of its UIDs."""
+        if not self._explicit:
+            return
+        body, at, left, last = self._body, self._at, self._left, max(wanted)
+        end, unpack = len(body) - _SHORTEST, self._plain.unpack_from
+        while at <= end and left > 0:
+            group, element, vr, length = unpack(body, at)
+            tag = (group, element)
+            if vr not in _SHORT_VRS or tag in wanted or tag > last or at + length >= end:
+                break
+            at += _SHORTEST + length
+            left -= 1
+        self._at, self._left = at, left
 
     def _element(self, *, explicit: bool) -> tuple[tuple[int, int], int, bool]:
         """Read tag and length; also whether it is a UN of undefined length, whose inside is implicit."""

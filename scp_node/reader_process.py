@@ -246,3 +246,4 @@ _ANSWERS = {"decide": _decide, "look": _look, "same_content": _same_content, "wr
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # the parent waits for our end, and taking down so many modules takes 0.2 s

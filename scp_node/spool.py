@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,19 +40,23 @@ class FileHeader:
 
     def encode(self) -> bytes:
         """Encode preamble, prefix and group 0002; the implementation named in it is this node's."""
-        body = b"".join(
-            (
-                b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
-                _element(0x02, b"UI", self.sop_class_uid),
-                _element(0x03, b"UI", self.sop_instance_uid),
-                _element(0x10, b"UI", self.transfer_syntax_uid),
-                _element(0x12, b"UI", IMPLEMENTATION_UID),
-                _element(0x13, b"SH", IMPLEMENTATION_VERSION),
-                _element(0x16, b"AE", self.calling_ae),
-                _element(0x18, b"AE", self.called_ae),
-            )
-        )
+        before, behind = _around(self.sop_class_uid, self.transfer_syntax_uid, self.calling_ae, self.called_ae)
+        body = before + _element(0x03, b"UI", self.sop_instance_uid) + behind
         return _PREAMBLE + b"\x02\x00\x00\x00UL\x04\x00" + len(body).to_bytes(4, "little") + body
+
+
+@lru_cache(maxsize=64)
+def _around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae: str, called_ae: str) -> tuple[bytes, bytes]:
+    """Encode what stands before and behind the instance's UID: the same for all images of a series."""
+    before = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01" + _element(0x02, b"UI", sop_class_uid)
+    behind = (
+        _element(0x10, b"UI", transfer_syntax_uid),
+        _element(0x12, b"UI", IMPLEMENTATION_UID),
+        _element(0x13, b"SH", IMPLEMENTATION_VERSION),
+        _element(0x16, b"AE", calling_ae),
+        _element(0x18, b"AE", called_ae),
+    )
+    return before, b"".join(behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Spool:
         self._folder = folder.resolve()
         self._min_free = min_free_mib * 1024 * 1024
         self._min_free_part = min_free_percent / 100.0
+        self._shelves: dict[str, Path] = {}  # resolved once: that takes longer than to name a file there
 
     @property
     def folder(self) -> Path:
@@ -101,6 +107,8 @@ class Spool:
             shelf.mkdir(exist_ok=True, mode=0o750)
         if missing:
             _sync_folder(self._folder / OBJECTS)
+        for shelf in shelves:
+            self._shelf(shelf.name)
 
     def has_room(self) -> bool:
         """Whether the free space is above the floor of the settings."""
@@ -120,19 +128,18 @@ class Spool:
         next free name (``.v2``, ``.v3``): no file is ever replaced.
         """
         stem = hashlib.sha256(header.sop_instance_uid.encode()).hexdigest()[:32]
-        shelf = self._folder / OBJECTS / stem[:2]
-        self._make_folder(shelf)
+        shelf = self._shelf(stem[:2])
         part: Path | None = None
         try:
             for name in _names(stem):
-                target = self._inside(shelf / name)
+                target = shelf / name
                 named = False
                 if not target.exists():
                     part = part or self._write_aside(header.encode(), dataset)
                     named = _give_name(part, target)
                 if not named and not _holds(target, dataset):
                     continue
-                return Placed(target.relative_to(self._folder).as_posix(), shelf)
+                return Placed(f"{OBJECTS}/{stem[:2]}/{name}", shelf)
         finally:
             if part is not None:
                 part.unlink(missing_ok=True)
@@ -188,6 +195,15 @@ class Spool:
         finally:
             os.close(descriptor)
         return part
+
+    def _shelf(self, number: str) -> Path:
+        """Give the folder of the names that begin so; make it where it is not there."""
+        known = self._shelves.get(number)
+        if known is None or not known.is_dir():
+            known = self._inside(self._folder / OBJECTS / number)
+            self._make_folder(known)
+            self._shelves[number] = known
+        return known
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder with its parents, and their entries durable."""

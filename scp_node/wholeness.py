@@ -79,8 +79,10 @@ class Prover:
         reader: Reader,
         catalogue_of: Callable[[Destination], Catalogue],
         clock: Clock,
+        proved: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
+        self._proved = proved
         self._studies = studies
         self._proofs = proofs
         self._reader = reader
@@ -119,6 +121,7 @@ class Prover:
                 proof = Proof(proof.images_at, proof.counts, whole.geometry, whole.lungs)
                 text, again_at = f"{text} {whole.text}", None
         self._proofs.keep(seen.study_uid, proof, text=text, look_again_at=again_at)
+        self._proved()
         log.info("Asked whether a study is whole", study=seen.study_uid, counts=proof.counts.value, found=text)
 
     def _ask(self, study_uid: str) -> Compared | None:

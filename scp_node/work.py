@@ -67,10 +67,15 @@ class NextRun:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """An analysis and when it was ready, in the site's time zone."""
+    """An analysis and when it was ready, in the site's time zone.
+
+    ``seen`` are the SOP Instance UIDs of the series as it was looked at; ``None`` where that was not kept, because
+    the analysis names its images itself or is of an earlier release.
+    """
 
     analysis: Analysis
     finished_at: datetime
+    seen: frozenset[str] | None = None
 
 
 class Work:
@@ -123,12 +128,13 @@ class Work:
             return NextRun()
         reported = self._studies.revisions_reported(run.study_uid, before=run.revision)
         if decision.best_ct is not None and reported >= self._settings.study.max_revisions:
-            exhausted = _Result(_exhausted(run, decision.best_ct, reported), _local_time(kept["decided_at"]))
+            analysis = _exhausted(run, decision.best_ct, reported)
+            exhausted = _Result(analysis, _local_time(kept["decided_at"]), _seen(kept))
             self._report_not_analysed(run, exhausted, cancelled)
             return NextRun()
         if decision.eligible:
             return NextRun(decision.eligible[0].series_uid)
-        refused = _Result(_refused(run, decision), _local_time(kept["decided_at"]))
+        refused = _Result(_refused(run, decision), _local_time(kept["decided_at"]), _seen(kept))
         self._report_not_analysed(run, refused, cancelled)
         return NextRun()
 
@@ -176,11 +182,16 @@ class Work:
         decision = self._twice(lambda: self._reader.decide(self._paths(images), cancelled))
         if isinstance(decision, ChildFailure):
             return {"failure": f"The images' headers could not be read: {decision.text}."}
-        return {
+        kept = {
             "decision": json.loads(decision.to_json()),
             "decided_at": self._clock.now(),
             "images": _fingerprint(images),
         }
+        may_end_here = not decision.eligible or run.revision > self._settings.study.max_revisions
+        if may_end_here and decision.best_ct is not None:
+            best = decision.best_ct.series_uid
+            kept["seen"] = [image.sop_instance_uid for image in images if image.series_uid == best]
+        return kept
 
     def _compare_versions(self, run: Run, cancelled: Cancelled) -> None:
         """Find out which of the images that came again differ in their encoding alone (decision 0107)."""
@@ -234,15 +245,20 @@ class Work:
         if isinstance(answer, Analysis):
             late = _fingerprint(self._studies.images(run.study_uid)) != _fingerprint(seen)
             answer = self._completed(run, series_uid, images, answer, late=late)
-        kept = {"analysis": None, "failure": None, "finished_at": self._clock.now(), "images": _fingerprint(images)}
+        kept: dict[str, Any] = {
+            "analysis": None,
+            "failure": None,
+            "finished_at": self._clock.now(),
+            "images": _fingerprint(images),
+        }
         match answer:
             case Refusal(Code.DECODE_FAILED):
-                analysis = Analysis(run.study_uid, series_uid, Outcome.NOT_ANALYSED, reason=answer)
-                return kept | {"analysis": to_record(analysis)}
+                answer = Analysis(run.study_uid, series_uid, Outcome.NOT_ANALYSED, reason=answer)
             case Refusal():
                 return kept | {"failure": {"code": answer.code.value, "text": answer.text}}
-            case _:
-                return kept | {"analysis": to_record(answer)}
+        if answer.coverage is None:
+            kept |= {"seen": [image.sop_instance_uid for image in images]}
+        return kept | {"analysis": to_record(answer)}
 
     def _detect(
         self, run: Run, series_uid: str, key: str, images: Sequence[ImageFile], cancelled: Cancelled
@@ -322,7 +338,11 @@ class Work:
     ) -> None:
         """Freeze, write and queue one report for each form and predecessor that the destinations need."""
         series_uid = result.analysis.series_instance_uid
-        images = self._studies.images(run.study_uid, series_uid)
+        images = [
+            image
+            for image in self._studies.images(run.study_uid, series_uid)
+            if result.seen is None or image.sop_instance_uid in result.seen
+        ]
         self._steps.once(
             run.key(series_uid, "report"),
             lambda: [
@@ -400,7 +420,7 @@ class Work:
         kept = self._steps.outcome(run.key(series_uid, "analyse"))
         if kept["failure"] is not None:
             return Refusal(Code(kept["failure"]["code"]), kept["failure"]["text"])
-        return _Result(from_record(kept["analysis"]), _local_time(kept["finished_at"]))
+        return _Result(from_record(kept["analysis"]), _local_time(kept["finished_at"]), _seen(kept))
 
     def _destinations(self, run: Run) -> tuple[Destination, ...]:
         return self._settings.destinations_for(self._studies.sender(run.study_uid))
@@ -445,6 +465,10 @@ def _fingerprint(images: Sequence[ImageFile]) -> str:
     """Name a set of images by what they hold, not by how they are encoded."""
     lines = sorted(f"{image.sop_instance_uid} {image.content}" for image in images)
     return hashlib.sha256("\n".join(lines).encode("ascii", "replace")).hexdigest()
+
+
+def _seen(kept: dict[str, Any]) -> frozenset[str] | None:
+    return frozenset(kept["seen"]) if "seen" in kept else None
 
 
 def _decision_of(kept: dict[str, Any]) -> Decision:

@@ -139,22 +139,23 @@ def run_worker(settings: Settings) -> int:
     patient = make_engine(settings.database_url, reconnect_s=settings.worker.database_retry_s)
     reader = _reader(settings)
     work, deliveries = _use_cases(settings, patient, runs, reader)
-    if not _launch(settings, work, deliveries, runs):
+    scheduler = Scheduler(settings, engine, runs, work, deliveries)
+    if not _launch(settings, work, deliveries, runs, scheduler.nudge):
         slot.release()
         return EXIT_CANNOT_START
     runs.warn_of_other_versions()
     slot.reaps_for = runs
-    scheduler = Scheduler(settings, engine, runs, work, deliveries)
     enough = threading.Event()
     scheduling = threading.Thread(target=scheduler.loop, args=(enough,), name="scheduler", daemon=True)
     scheduling.start()
     log.info("Worker ready", slot=slot.name, settings=settings.version)
     proving = threading.Thread(
-        target=_prover(settings, engine, reader).loop, args=(enough,), name="prover", daemon=True
+        target=_prover(settings, engine, reader, scheduler.nudge).loop, args=(enough,), name="prover", daemon=True
     )
     proving.start()
     outcome = _until_told(settings, signals)
     enough.set()
+    scheduler.nudge()
     scheduling.join()
     _forgive(slot.name, engine, runs)
     _drain(settings, stop)
@@ -405,12 +406,29 @@ class Runs:
         }
 
 
+class Nudge:
+    """Lets a loop look before its time, because there is something for it; one that gets lost costs a poll."""
+
+    def __init__(self) -> None:
+        self._news = threading.Event()
+
+    def __call__(self) -> None:
+        """Say that there is something; any thread may, as often as it likes."""
+        self._news.set()
+
+    def wait(self, longest_s: float) -> None:
+        """Wait until somebody says so, or for the whole time."""
+        self._news.wait(longest_s)
+        self._news.clear()
+
+
 class Scheduler:
     """Looks into the ledger: complete studies get their run, due deliveries their attempt, broken runs an end."""
 
     def __init__(
         self, settings: Settings, engine: sa.Engine, runs: Runs, work: Work, deliveries: Deliveries
     ) -> None:
+        self.nudge = Nudge()
         self._settings = settings
         self._studies = Studies(engine)
         self._outbox = Outbox(engine)
@@ -423,7 +441,10 @@ class Scheduler:
     def loop(self, stop: threading.Event) -> None:
         """Look again and again until told to stop."""
         sweep, clean = _Every(_SWEEP_EVERY_S), _Every(_CLEAN_EVERY_S)
-        while not stop.wait(self._settings.worker.poll_s):
+        while not stop.is_set():
+            self.nudge.wait(self._settings.worker.poll_s)
+            if stop.is_set():
+                return
             self._safely(self.take_ready_studies)
             self._safely(self.start_due_deliveries)
             if sweep.due():
@@ -628,7 +649,7 @@ def _use_cases(settings: Settings, engine: sa.Engine, runs: Runs, reader: Reader
     return work, deliveries
 
 
-def _prover(settings: Settings, engine: sa.Engine, reader: ReaderClient) -> Prover:
+def _prover(settings: Settings, engine: sa.Engine, reader: ReaderClient, nudge: Nudge) -> Prover:
     return Prover(
         settings,
         studies=Studies(engine),
@@ -636,10 +657,11 @@ def _prover(settings: Settings, engine: sa.Engine, reader: ReaderClient) -> Prov
         reader=reader,
         catalogue_of=lambda to: DicomCatalogue(to, settings.node.ae_title, settings.network, settings.tls),
         clock=SystemClock(),
+        proved=nudge,
     )
 
 
-def _launch(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) -> bool:
+def _launch(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs, nudge: Nudge) -> bool:
     """Start the engine with our runs and queues; ``False`` when its tables are not those of its version."""
     _log_as_we_do()
     config: DBOSConfig = {
@@ -653,7 +675,7 @@ def _launch(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) 
         "run_migrations": False,
     }
     DBOS(config=config)
-    _register_runs(settings, work, deliveries, runs)
+    _register_runs(settings, work, deliveries, runs, nudge)
     try:
         DBOS.launch()
     except engine_error.DBOSInitializationError:
@@ -670,8 +692,13 @@ def _launch(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) 
     return True
 
 
-def _register_runs(settings: Settings, work: Work, deliveries: Deliveries, runs: Runs) -> None:
-    """Tell the engine our three kinds of runs; each step's outcome is kept in our own table (``Steps.once``)."""
+def _register_runs(
+    settings: Settings, work: Work, deliveries: Deliveries, runs: Runs, due: Callable[[], None] = lambda: None
+) -> None:
+    """Tell the engine our three kinds of runs; each step's outcome is kept in our own table (``Steps.once``).
+
+    ``due`` is called whenever a step may have left something in the outbox.
+    """
     recoveries = settings.worker.max_starts - 1  # the engine counts the repeats
     cancelled = runs.cancelled
 
@@ -682,6 +709,7 @@ def _register_runs(settings: Settings, work: Work, deliveries: Deliveries, runs:
         chosen = work.decide(run, stopped).series_uid
         if chosen is not None and not stopped():
             runs.start_series(run, chosen)
+        due()
         return chosen
 
     @DBOS.step(name="analyse", **_PATIENT_STEP)
@@ -693,6 +721,7 @@ def _register_runs(settings: Settings, work: Work, deliveries: Deliveries, runs:
     def report(study_uid: str, revision: int, timed_out: bool, series_uid: str) -> None:
         run = Run(study_uid, revision, timed_out)
         work.report(run, series_uid, cancelled(runs.series_run(run, series_uid)))
+        due()
 
     @DBOS.step(name="go_on", **_PATIENT_STEP)
     def go_on(study_uid: str, revision: int, timed_out: bool, series_uid: str) -> str | None:
@@ -700,6 +729,7 @@ def _register_runs(settings: Settings, work: Work, deliveries: Deliveries, runs:
         following = work.go_on(run, series_uid, cancelled(runs.series_run(run, series_uid))).series_uid
         if following is not None:
             runs.start_series(run, following)
+        due()
         return following
 
     @DBOS.step(name="send", **_PATIENT_STEP)

@@ -54,7 +54,7 @@ def listening(folder, *, receiver=None, spool=None, **sections):
     engine = make_engine(settings.database_url, busy_timeout_s=settings.network.database_timeout_s)
     spool = spool or Spool(settings.storage.folder)
     spool.prepare()
-    arrivals = Arrivals(engine)
+    arrivals = Arrivals(engine, keeps_connection=True)  # as the listener's process does
     receiver = receiver or Receiver(
         spool,
         arrivals,

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from pipeline.domain.outcome import Code
 from scp_node.ledger import tables
+from scp_node.ledger.prepared import DRIVER_FAULTS, NOT_UNIQUE, Prepared
 from scp_node.ledger.states import EventKind, Purpose, StudyState
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 ATTEMPTS: Final = 3
 MAX_TEXT: Final = 1024
 MAX_GROUP: Final = 64  # arrivals in one transaction
+_LIBRARY_FAULTS: Final = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+    sa.exc.TimeoutError,
+)
 
 
 class LedgerUnavailableError(Exception):
@@ -73,7 +80,7 @@ class Arrival:
     series_notes: tuple[Note, ...] = ()
 
 
-# Built once: building a statement takes several times as long as executing it, and each image needs five.
+# Built once: building a statement takes several times as long as executing it, and each image needs five of these.
 _at_study: Final[sa.BindParameter[str]] = sa.bindparam("at_study")
 _at: Final[sa.BindParameter[float]] = sa.bindparam("at")
 _this_study = tables.study.c.study_uid == _at_study
@@ -81,16 +88,36 @@ _this_series = sa.and_(
     tables.series.c.study_uid == _at_study, tables.series.c.series_uid == sa.bindparam("at_series")
 )
 _receives = tables.study.c.state == StudyState.RECEIVING
-_LOCK_STUDY: Final = sa.update(tables.study).where(_this_study).values(study_uid=tables.study.c.study_uid)
+_LOCK_STUDY: Final = Prepared(sa.update(tables.study).where(_this_study).values(study_uid=tables.study.c.study_uid))
 _NEW_STUDY: Final = sa.insert(tables.study)
-_VERSIONS: Final = sa.select(
-    tables.instance.c.version, tables.instance.c.is_newest, tables.instance.c.sha256
-).where(tables.instance.c.sop_instance_uid == sa.bindparam("at_instance"))
-_COUNT_SERIES: Final = sa.update(tables.series).where(_this_series).values(last_received_at=_at)
-_COUNT_CT_SERIES: Final = _COUNT_SERIES.values(holds_ct=True)
+_VERSIONS: Final = Prepared(
+    sa.select(tables.instance.c.version, tables.instance.c.is_newest, tables.instance.c.sha256).where(
+        tables.instance.c.sop_instance_uid == sa.bindparam("at_instance")
+    )
+)
+_counted = sa.update(tables.series).where(_this_series).values(last_received_at=_at)
+_COUNT_SERIES: Final = Prepared(_counted)
+_COUNT_CT_SERIES: Final = Prepared(_counted.values(holds_ct=True))
 _NEW_SERIES: Final = sa.insert(tables.series)
-_NEW_INSTANCE: Final = sa.insert(tables.instance)
-_PROLONG: Final = (
+_INSTANCE_COLUMNS: Final = (
+    "sop_instance_uid",
+    "version",
+    "is_newest",
+    "study_uid",
+    "series_uid",
+    "sop_class_uid",
+    "transfer_syntax_uid",
+    "sha256",
+    "size_bytes",
+    "path",
+    "purpose",
+    "calling_ae",
+    "called_ae",
+    "peer",
+    "received_at",
+)
+_NEW_INSTANCE: Final = Prepared(sa.insert(tables.instance), *_INSTANCE_COLUMNS)
+_PROLONG: Final = Prepared(
     sa.update(tables.study).where(_this_study, _receives).values(last_received_at=_at, next_look_at=sa.null())
 )
 _RECEIVE_AGAIN: Final = (
@@ -115,14 +142,27 @@ class _Ticket:
 
 
 class Arrivals:
-    """The ledger as the listener sees it."""
+    """The ledger as the listener sees it.
 
-    def __init__(self, engine: sa.Engine) -> None:
+    Parameters
+    ----------
+    engine
+        Its database.
+    keeps_connection
+        Whether images in turn use one connection (SQLite) until the engine is disposed of: taking one from the pool
+        costs as much as the statements of an image.
+    """
+
+    def __init__(self, engine: sa.Engine, *, keeps_connection: bool = False) -> None:
         self._engine = engine
         # SQLite's waiting writers poll the file; threads of one process queue here instead, and share a commit.
         self._groups = engine.dialect.name == "sqlite"
         self._turn = threading.Lock() if self._groups else nullcontext()
         self._waiting: deque[_Ticket] = deque()
+        self._keeps = keeps_connection and self._groups
+        self._kept: sa.Connection | None = None  # belongs to whoever has the turn
+        if self._keeps:
+            sa.event.listen(engine, "engine_disposed", self._let_go)
 
     def is_our_report(self, sop_instance_uid: str) -> bool:
         """Whether this node wrote the instance itself."""
@@ -161,9 +201,9 @@ class Arrivals:
         """Record in one transaction whatever waits: one sync of the disk for the images of all senders."""
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
         try:
-            with _translated(), self._engine.begin() as connection:
+            with _translated(), self._begin() as connection:
                 outcomes = [_record(connection, ticket.arrival) for ticket in batch]
-        except sa.exc.IntegrityError:  # another process was faster with one of them
+        except NOT_UNIQUE:  # another process was faster with one of them
             for ticket in batch:
                 ticket.outcome = self._outcome_alone(ticket.arrival)
         except Exception as fault:  # noqa: BLE001 - each who waits has to hear of it
@@ -172,6 +212,33 @@ class Arrivals:
         else:
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 ticket.outcome = outcome
+
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        """Begin a transaction for whoever has the turn."""
+        if not self._keeps:
+            with self._engine.begin() as connection:
+                yield connection
+            return
+        connection = self._kept = self._kept or self._engine.connect()
+        try:
+            with connection.begin():
+                yield connection
+        except BaseException:
+            self._close_kept()
+            raise
+
+    def _let_go(self, _engine: sa.Engine) -> None:
+        with self._turn:
+            self._close_kept()
+
+    def _close_kept(self) -> None:
+        """Close the connection instead of giving it back: the pool may be gone, or it of no more use."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            if not kept.invalidated:
+                kept.detach()
+            kept.close()
 
     def _outcome_alone(self, arrival: Arrival) -> Stored | Exception:
         try:
@@ -185,7 +252,7 @@ class Arrivals:
                 try:
                     with self._engine.begin() as connection:
                         return _record(connection, arrival)
-                except sa.exc.IntegrityError:
+                except NOT_UNIQUE:
                     if attempt == ATTEMPTS - 1:  # another process inserted the same row first, again and again
                         raise
         raise AssertionError("unreachable: the loop returns or raises")
@@ -231,14 +298,14 @@ class Arrivals:
 def _record(connection: sa.Connection, arrival: Arrival) -> Stored:
     _take_study(connection, arrival)
     known = _known(connection, arrival)
-    if any(row.is_newest and row.sha256 == arrival.sha256 for row in known):
+    if any(is_newest and sha256 == arrival.sha256 for _, is_newest, sha256 in known):
         if _repair_path(connection, arrival):
             _move_study(connection, arrival)
         return Stored.DUPLICATE
     _count_series(connection, arrival)
     if known:
         _supersede(connection, arrival)
-    _insert_instance(connection, arrival, 1 + max((row.version for row in known), default=0))
+    _insert_instance(connection, arrival, 1 + max((version for version, _, _ in known), default=0))
     _note(connection, arrival.notes, arrival.received_at)
     _move_study(connection, arrival)
     return Stored.CHANGED if known else Stored.NEW
@@ -246,7 +313,7 @@ def _record(connection: sa.Connection, arrival: Arrival) -> Stored:
 
 def _take_study(connection: sa.Connection, arrival: Arrival) -> None:
     """Lock the study's row, or make it. A write comes first, so that SQLite's transaction begins here."""
-    if connection.execute(_LOCK_STUDY, {"at_study": arrival.study_uid}).rowcount == 0:
+    if _LOCK_STUDY.run(connection, {"at_study": arrival.study_uid}).rowcount == 0:
         values = {
             "study_uid": arrival.study_uid,
             "state": StudyState.RECEIVING,
@@ -261,8 +328,9 @@ def _take_study(connection: sa.Connection, arrival: Arrival) -> None:
         connection.execute(_NEW_STUDY, values)
 
 
-def _known(connection: sa.Connection, arrival: Arrival) -> Sequence[sa.Row[int, bool, str]]:
-    return connection.execute(_VERSIONS, {"at_instance": arrival.sop_instance_uid}).all()
+def _known(connection: sa.Connection, arrival: Arrival) -> Sequence[tuple[int, bool, str]]:
+    """Give what is known of an instance: version, whether it is the newest, and hash of the data set."""
+    return _VERSIONS.run(connection, {"at_instance": arrival.sop_instance_uid}).fetchall()
 
 
 def _repair_path(connection: sa.Connection, arrival: Arrival) -> bool:
@@ -307,7 +375,7 @@ def _misses_removed(connection: sa.Connection, study_uid: str) -> bool:
 def _count_series(connection: sa.Connection, arrival: Arrival) -> None:
     is_ct = arrival.purpose is Purpose.CT
     here = {"at_study": arrival.study_uid, "at_series": arrival.series_uid, "at": arrival.received_at}
-    if connection.execute(_COUNT_CT_SERIES if is_ct else _COUNT_SERIES, here).rowcount == 0:
+    if (_COUNT_CT_SERIES if is_ct else _COUNT_SERIES).run(connection, here).rowcount == 0:
         values = {
             "study_uid": arrival.study_uid,
             "series_uid": arrival.series_uid,
@@ -335,24 +403,10 @@ def _supersede(connection: sa.Connection, arrival: Arrival) -> None:
 
 
 def _insert_instance(connection: sa.Connection, arrival: Arrival, version: int) -> None:
-    values = {
-        "sop_instance_uid": arrival.sop_instance_uid,
-        "version": version,
-        "is_newest": True,
-        "study_uid": arrival.study_uid,
-        "series_uid": arrival.series_uid,
-        "sop_class_uid": arrival.sop_class_uid,
-        "transfer_syntax_uid": arrival.transfer_syntax_uid,
-        "sha256": arrival.sha256,
-        "size_bytes": arrival.size_bytes,
-        "path": arrival.path,
-        "purpose": arrival.purpose,
-        "calling_ae": arrival.calling_ae,
-        "called_ae": arrival.called_ae,
-        "peer": arrival.peer,
-        "received_at": arrival.received_at,
-    }
-    connection.execute(_NEW_INSTANCE, values)
+    values = {name: getattr(arrival, name, None) for name in _INSTANCE_COLUMNS}
+    _NEW_INSTANCE.run(
+        connection, {**values, "version": version, "is_newest": True, "purpose": arrival.purpose.value}
+    )
 
 
 def _move_study(connection: sa.Connection, arrival: Arrival) -> None:
@@ -360,7 +414,7 @@ def _move_study(connection: sa.Connection, arrival: Arrival) -> None:
     here = {"at_study": arrival.study_uid, "at": arrival.received_at}
     if arrival.purpose is Purpose.OWN:
         return
-    waits_on = connection.execute(_PROLONG, here).rowcount
+    waits_on = _PROLONG.run(connection, here).rowcount
     if arrival.purpose is Purpose.CT and not waits_on:
         connection.execute(_RECEIVE_AGAIN, here)
 
@@ -379,5 +433,5 @@ def _translated() -> Iterator[None]:
     """Turn what the database library raises when the database cannot into one exception of ours."""
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as fault:
+    except (*_LIBRARY_FAULTS, *DRIVER_FAULTS) as fault:
         raise LedgerUnavailableError(type(fault).__name__) from fault

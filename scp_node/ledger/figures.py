@@ -103,6 +103,8 @@ class Figures:
         Those that were ever tried, with their circuit breakers.
     open_associations
         Number of associations that may bring images now.
+    database_bytes
+        Size of the database, the workflow engine's tables included, SQLite's log left out.
     """
 
     studies: Mapping[str, int]
@@ -114,6 +116,7 @@ class Figures:
     last_problem: EventView | None
     destinations: tuple[DestinationView, ...]
     open_associations: int
+    database_bytes: int = 0
 
 
 def read_figures(engine: sa.Engine) -> Figures:
@@ -135,7 +138,15 @@ def read_figures(engine: sa.Engine) -> Figures:
             last_problem=_last_problem(connection),
             destinations=_destinations(connection),
             open_associations=_open_associations(connection),
+            database_bytes=_database_bytes(connection),
         )
+
+
+def _database_bytes(connection: sa.Connection) -> int:
+    if connection.dialect.name == "sqlite":
+        pages, size = (connection.exec_driver_sql(f"PRAGMA {name}") for name in ("page_count", "page_size"))
+        return int(pages.scalar_one()) * int(size.scalar_one())
+    return int(connection.execute(sa.func.pg_database_size(sa.func.current_database())).scalar_one())
 
 
 @dataclass(frozen=True, slots=True)

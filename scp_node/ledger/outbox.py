@@ -533,7 +533,11 @@ def after_check(check: Check, due: Delivery, *, policy: RetryPolicy, rng: Random
         case "proven":
             return _proven(check.by)
         case "asked":
-            return {"state": DeliveryState.SENT, "next_attempt_at": now + policy.commitment_timeout_s}
+            return {
+                "state": DeliveryState.SENT,
+                "checks": due.checks + 1,
+                "next_attempt_at": now + policy.commitment_timeout_s,
+            }
         case "missing" if due.checks + 1 < len(policy.verify_after_s) and check.by == "query":
             checks = due.checks + 1  # indexing may be late: look again
             return {

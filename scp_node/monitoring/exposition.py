@@ -139,6 +139,7 @@ def _of_ledger(seen: Seen, found: Figures) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         PREFIX + "associations_open", "Associations that may bring images now.", float(found.open_associations)
     )
+    yield GaugeMetricFamily(PREFIX + "database_bytes", "Size of the database.", float(found.database_bytes))
     studies = GaugeMetricFamily(PREFIX + "studies", "Studies, by state.", labels=["state"])
     for state in StudyState:
         studies.add_metric([state.value], float(found.studies.get(state.value, 0)))

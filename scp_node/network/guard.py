@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     TlsRefused = Callable[[str, str], None]
     """Told of a host whose handshake failed, and why; must not wait."""
 
+    Rejected = Callable[[tuple[int, int, int]], None]
+    """Told of a request that was rejected here: result, source, reason; must not wait."""
+
 log = structlog.get_logger()
 
 PDU_HEADER: Final = 6
@@ -46,7 +49,8 @@ MAX_REQUEST: Final = 1024 * 1024  # an association request with 128 contexts of 
 NO_FILES_PAUSE_S: Final = 0.01
 MAX_HELD: Final = 32 * 1024 * 1024  # bytes of unfinished requests, of all connections together
 READ_AT_ONCE: Final = 65536
-TOO_MANY: Final = b"\x03\0\0\0\0\4\0\2\3\2"  # A-ASSOCIATE-RJ 2/3/2: transient, local limit exceeded
+LOCAL_LIMIT: Final = (2, 3, 2)  # transient, local limit exceeded: PS3.8 Table 9-21
+TOO_MANY: Final = b"\x03\0\0\0\0\4\0" + bytes(LOCAL_LIMIT)  # A-ASSOCIATE-RJ
 
 
 @dataclass(slots=True)
@@ -313,6 +317,7 @@ class GuardedServer(ThreadedAssociationServer):
     guard: Guard | None = None
     tls: ssl.SSLContext | None = None
     tls_refused: TlsRefused | None = None
+    rejected: Rejected | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.requests: dict[Any, bytearray] = {}
@@ -344,19 +349,34 @@ class GuardedServer(ThreadedAssociationServer):
 
     def _admit(self, guest: Waiting) -> None:
         """Make an association of a connection whose request is whole, unless there are too many."""
-        if reason := self._too_many(guest.host):
-            log.warning("connection refused: too many", peer=guest.host, setting=f"network.{reason}")
-            with contextlib.suppress(OSError):
-                guest.connection.send(TOO_MANY)
-            guest.connection.close()
-            return
         repair_titles(guest.received)
+        if setting := self._too_many(guest.host):
+            self._reject(guest, setting)
+            return
         self.requests[guest.connection] = guest.received
         try:
             self.finish_request(guest.connection, guest.address)
         finally:
             self.requests.pop(guest.connection, None)
         self.service_actions()  # the library collects its dead associations there
+
+    def _reject(self, guest: Waiting, setting: str) -> None:
+        """Send the guest away for now; it costs no thread."""
+        called, calling = (guest.received[at].decode("ascii", "replace").strip() for at in (CALLED_AE, CALLING_AE))
+        log.warning(
+            "association rejected",
+            code="/".join(map(str, LOCAL_LIMIT)),
+            calling_ae=calling,
+            called_ae=called,
+            peer=guest.host,
+            why="Too many connections are open.",
+            what_to_do=f"Send again later; raise network.{setting} if this happens often.",
+        )
+        if self.rejected is not None:
+            self.rejected(LOCAL_LIMIT)
+        with contextlib.suppress(OSError):
+            guest.connection.send(TOO_MANY)
+        guest.connection.close()
 
     def _too_many(self, host: str) -> str:
         guard = cast("Guard", self.guard)

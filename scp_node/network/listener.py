@@ -189,6 +189,7 @@ class Listener:
         network = self._settings.network
         server.tls = context
         server.tls_refused = self._note_tls_refused
+        server.rejected = self.counters.rejected
         if network.guard:
             server.guard = Guard(self._limits, self._serve_store, network.max_sockets, network.sockets_per_host)
         elif context is not None:
@@ -436,7 +437,7 @@ def run_listener(settings: Settings) -> int:
         return CONFIGURATION_FAULT
     engine = make_engine(settings.database_url, busy_timeout_s=settings.network.database_timeout_s)
     try:
-        listener = _assembled(settings, spool, Arrivals(engine))
+        listener = _assembled(settings, spool, Arrivals(engine, keeps_connection=True))
         listener.commitments = CommitmentAnswers(Outbox(engine), SystemClock())
         presence = Presence(
             OpenAssociations(engine, new_boot()),

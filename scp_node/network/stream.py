@@ -7,6 +7,7 @@ thread, and answered at once. Whatever else comes goes to the library untouched.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -102,6 +103,7 @@ class GuardedSocket(AssociationSocket):
         self._limits = limits
         self._serve = serve
         self._unread = request  # what the library is to read before the wire
+        self._ahead = bytearray()  # the beginning of a PDU's header, read together with the PDU before
         self._poll = select.poll()  # not select(): that knows no descriptor above 1023
         self._poll.register(connection, select.POLLIN)
         self._messages = Messages(limits.max_message)
@@ -152,7 +154,7 @@ class GuardedSocket(AssociationSocket):
                 raise self._close("a message larger than this node takes")
 
     def _has_data(self, wait_s: float) -> bool:
-        if isinstance(self._connection, ssl.SSLSocket) and self._connection.pending():
+        if self._ahead or (isinstance(self._connection, ssl.SSLSocket) and self._connection.pending()):
             return True
         return bool(self._poll.poll(wait_s * 1000))
 
@@ -221,7 +223,10 @@ class GuardedSocket(AssociationSocket):
     def _pdu(self) -> bytearray:
         """Read one PDU, under one absolute deadline; shorter when the peer closes before its end."""
         deadline = time.monotonic() + self._limits.pdu_s
-        header = self._read(bytearray(PDU_HEADER), 0, deadline)
+        header, at = bytearray(PDU_HEADER), len(self._ahead)
+        header[:at] = self._ahead
+        self._ahead.clear()
+        header = self._read(header, at, deadline)
         if len(header) < PDU_HEADER:
             return header
         if header[0] not in PDU_TYPES:
@@ -229,17 +234,19 @@ class GuardedSocket(AssociationSocket):
         length = int.from_bytes(header[2:6], "big")
         if length > max(LEAST_PDU_CAP, self._limits.max_pdu + PDU_HEADER):
             raise self._close(f"a PDU that claims {length} bytes")
-        pdu = bytearray(PDU_HEADER + length)
+        pdu = bytearray(PDU_HEADER + length + PDU_HEADER)  # with room for the header of the next one
         pdu[:PDU_HEADER] = header
-        return self._read(pdu, PDU_HEADER, deadline)
+        pdu = self._read(pdu, PDU_HEADER, deadline, enough=PDU_HEADER + length)
+        self._ahead = pdu[PDU_HEADER + length :]
+        del pdu[PDU_HEADER + length :]
+        return pdu
 
-    def _read(self, buffer: bytearray, at: int, deadline: float) -> bytearray:
-        """Fill a buffer from there on; it is cut where the peer closes."""
+    def _read(self, buffer: bytearray, at: int, deadline: float, *, enough: int = PDU_HEADER) -> bytearray:
+        """Read into a buffer from there on until there is enough; it is cut where the peer closes."""
         with memoryview(buffer) as view:
             try:
-                while at < len(view):
-                    self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                    count = self._connection.recv_into(view[at:])
+                while at < enough:
+                    count = self._read_some(view[at:], deadline)
                     if count == 0:
                         break
                     at += count
@@ -248,9 +255,28 @@ class GuardedSocket(AssociationSocket):
             except OSError:
                 self._closed = True
                 raise
-        self._connection.settimeout(self._limits.pdu_s)
         del buffer[at:]
         return buffer
+
+    def _read_some(self, view: memoryview, deadline: float) -> int:
+        """Read what is there, or wait for it; 0 is the end.
+
+        Without TLS no time limit is set on the socket: that, and its asking before each read, are calls to the
+        system during which another association's thread takes the interpreter away.
+        """
+        connection = self._connection
+        if isinstance(connection, ssl.SSLSocket):
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                return connection.recv_into(view)
+            finally:
+                connection.settimeout(self._limits.pdu_s)
+        while True:
+            try:
+                return os.readv(connection.fileno(), [view])  # does not wait: sockets with a time limit never do
+            except BlockingIOError:
+                if not self._poll.poll(max(deadline - time.monotonic(), 0.0) * 1000):
+                    raise TimeoutError from None
 
     def _close(self, why: str) -> OSError:
         log.info("connection closed", why=why, peer=self.assoc.requestor.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -184,6 +185,7 @@ def test_an_io_error_at_any_step_is_a700(node, monkeypatch, step):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
 
+    shutil.rmtree(node.folder / "objects")  # its folders are made at start, and again where they are gone
     monkeypatch.setattr(Spool, step, broken)
     assert answer(node.port, one())[0] == 0xA700
     assert node.instances() == []

@@ -121,6 +121,20 @@ def test_a_message_over_the_limit_is_closed(tmp_path, monkeypatch):
             pytest.fail("4 MB were taken")
 
 
+def test_one_connection_too_many_is_told_so_and_the_log_says_who_and_what_to_change(tmp_path, capsys):
+    with listening(tmp_path, network="sockets_per_host = 1\nacse_timeout_s = 120.0") as node, ExitStack() as held:
+        address = ("127.0.0.1", node.port)
+        first, second = (held.enter_context(socket.create_connection(address, timeout=60)) for _ in range(2))
+        first.sendall(request())
+        assert first.recv(1) == b"\x02"
+        second.sendall(request(calling=b"CT\0\0            "))
+        assert second.recv(20) == bytes((3, 0, 0, 0, 0, 4, 0, 2, 3, 2))
+        line = next(line for line in capsys.readouterr().out.splitlines() if "association rejected" in line)
+        for part in ("2/3/2", "CT", "NODULE_NODE", "127.0.0.1", "raise network.sockets_per_host"):
+            assert part in line
+        assert node.listener.counters._rejections.labels("2/3/2")._value.get() == 1
+
+
 def test_http_is_closed_at_once(node):
     assert closed_after(node.port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") < 0.7
 

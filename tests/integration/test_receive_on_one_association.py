@@ -34,9 +34,10 @@ def associated(port):
 
 
 def pdu(peer) -> bytes:
+    """Read one PDU and no more: the next answer may be there already."""
     received = b""
-    while len(received) < 6 or len(received) < 6 + int.from_bytes(received[2:6], "big"):
-        piece = peer.recv(65536)
+    while (left := (6 if len(received) < 6 else 6 + int.from_bytes(received[2:6], "big")) - len(received)) > 0:
+        piece = peer.recv(left)
         if not piece:
             break
         received += piece
@@ -125,6 +126,18 @@ def test_two_requests_sent_at_once_are_answered_in_turn(node):
         peer.sendall(store(0) + store(1))
         assert stored(peer)
         assert stored(peer)
+
+
+@pytest.mark.parametrize("extra", [1, 5, 6, 7])
+def test_the_beginning_of_the_next_pdu_may_come_together_with_this_one(node, extra):
+    with associated(node.port) as peer:
+        peer.sendall(store() + store(1)[:extra])
+        assert stored(peer)
+        peer.sendall(store(1)[extra:] + RELEASE[:extra])
+        assert stored(peer)
+        peer.sendall(RELEASE[extra:])
+        assert pdu(peer)[:1] == b"\x06"
+    assert len(node.instances()) == 2
 
 
 def test_a_request_in_a_context_that_was_not_accepted_is_cut_off(node):

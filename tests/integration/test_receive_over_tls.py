@@ -176,6 +176,18 @@ def test_plain_dicom_on_the_tls_port_gets_a_sentence_in_the_log(site, capsys):
         assert logged(capsys, "The peer does not speak TLS; is it set to use TLS on this port?")
 
 
+@pytest.mark.parametrize(("only", "spoken"), [("TLSv1_2", "TLSv1.2"), ("TLSv1_3", "TLSv1.3")])
+def test_tls_1_2_and_1_3_are_spoken(site, only, spoken):
+    client = client_context(site.ct)
+    client.minimum_version = client.maximum_version = ssl.TLSVersion[only]
+    limits = "acse_timeout_s = 120.0"
+    with listening(site.folder, senders=sender() + tls_section(site.node), network=limits) as node:
+        plain = socket.create_connection(("127.0.0.1", node.listener.tls_port), timeout=60)
+        with client.wrap_socket(plain, server_hostname="localhost") as peer:
+            peer.sendall(request())
+            assert (peer.version(), peer.recv(1)) == (spoken, b"\x02")
+
+
 def test_tls_1_1_is_refused(site):
     with listening(site.folder, senders=sender() + tls_section(site.node)) as node:
         old = bare_context()

@@ -25,6 +25,8 @@ _STUDIES = sa.select(tables.study)
 _INSTANCES = sa.select(tables.instance)
 _REPORTS = sa.select(tables.report)
 _DELIVERIES = sa.select(tables.delivery)
+QUESTIONS = 2
+"""Before a report is called not verified, an archive that can be asked has put the question off so often."""
 
 
 def broken_promises(history: History) -> list[str]:
@@ -153,6 +155,8 @@ class _Check:
                     yield f"{uid} is called delivered to {row.destination} and is not there."
                 case DeliveryState.UNVERIFIED if not answered:
                     yield f"{uid} is called sent to {row.destination}, which never said so."
+                case DeliveryState.UNVERIFIED if archive.offers and archive.put_off[uid] < QUESTIONS:
+                    yield f"{uid} is not verified at {row.destination}, which was not asked {QUESTIONS} times."
                 case DeliveryState.CANCELLED if not self._replaced(row):
                     yield f"{uid} was cancelled for {row.destination}, and nothing replaces it."
                 case DeliveryState.FAILED_FINAL:

@@ -260,6 +260,8 @@ class Archive:
     told: list[Told] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Commitment requests that are to be answered: transaction and instance."""
+    put_off: Counter[str] = field(default_factory=Counter)
+    """How often it said of an instance that it would answer later."""
     images: dict[str, dict[str, int]] = field(default_factory=dict)
     """Numbers of images by study and series: what it says when it is asked for them."""
 
@@ -299,6 +301,7 @@ class Archive:
             return Check("unreachable", "commitment", "No connection.")
         if self.world.rng.random() < 0.5:
             self.asked.append((transaction_uid, sop_instance_uid))
+            self.put_off[sop_instance_uid] += 1
             return Check("asked", "commitment", "The archive answers later.")
         if sop_instance_uid in self.kept:
             return Check("proven", "commitment", "Committed.")

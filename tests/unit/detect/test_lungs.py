@@ -2,16 +2,18 @@
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
 from pipeline.domain.geometry import Grid
 from pipeline.domain.limits import SelectionLimits
 from pipeline.domain.outcome import Code, Refusal
-from pipeline.lungs import LungMask, find_lungs
+from pipeline.lungs import CLOSING_MM, MARGIN_MM, LungMask, _block_means, _closed, _widened, find_lungs
 from tests.builders import ChestSeries
 from tests.unit.detect.scans import SMALL_CHEST, chest
 
@@ -32,6 +34,41 @@ def test_both_lungs_are_searched_and_outside_air_is_not():
     assert searched(mask, 16, 48, 66)
     assert not searched(mask, 16, 2, 2)
     assert not searched(mask, 16, 48, 9)
+
+
+def spots(seed: int):
+    """A few grown spots, at the edge and away from it, and the size of their cells."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((24, 30, 27), bool)
+    for _ in range(4):
+        mask[tuple(rng.integers(0, size) for size in mask.shape)] = True
+    return ndimage.binary_dilation(mask, iterations=int(rng.integers(1, 4))), rng.choice([2.5, 2.8, 3.0], 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_closing_and_widening_near_the_mask_alone_give_what_the_whole_volume_gives(seed):
+    mask, cell_mm = spots(seed)
+    far = ndimage.distance_transform_edt(~mask, sampling=cell_mm) <= MARGIN_MM
+    assert np.array_equal(_widened(mask, cell_mm), far)
+    padded = np.pad(mask, 12, mode="edge")
+    grown = ndimage.distance_transform_edt(~padded, sampling=cell_mm) <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(grown, sampling=cell_mm) > CLOSING_MM
+    assert np.array_equal(_closed(mask, cell_mm), closed[12:-12, 12:-12, 12:-12] | mask)
+
+
+def test_block_means_repeat_the_last_voxel_of_an_incomplete_block():
+    hu = np.arange(5 * 4 * 7, dtype=np.int16).reshape(5, 4, 7)
+    whole = np.pad(hu, ((0, 1), (0, 2), (0, 0)), mode="edge")
+    means = whole.astype(int).reshape(3, 2, 6, 7).sum(1) // 2
+    means = means.reshape(3, 2, 3, 7).sum(2) // 3
+    assert np.array_equal(_block_means(hu, (2, 3, 1)), means)
+
+
+def test_without_any_air_there_is_no_lung_however_small_one_may_be():
+    solid = np.zeros((20, 40, 40), np.int16)
+    found = find_lungs(solid, SPACING, replace(SMALL_CHEST, min_lung_l=0.0))
+    assert isinstance(found, Refusal)
+    assert found.code is Code.NO_LUNG_FOUND
 
 
 def test_eight_millimetres_beyond_the_pleura_are_searched():

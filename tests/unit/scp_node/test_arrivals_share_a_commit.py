@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -59,6 +61,11 @@ def together(arrivals, wanted):
 
 def several(count):
     return [replace(ONE, sop_instance_uid=f"1.2.3.{number}") for number in range(count)]
+
+
+def test_who_keeps_no_connection_gives_it_back(engine):
+    assert Arrivals(engine).record(ONE) is Stored.NEW
+    assert engine.pool.checkedout() == 0
 
 
 def test_ten_senders_share_one_transaction(engine, monkeypatch):
@@ -123,3 +130,41 @@ def test_a_group_is_on_the_disk_before_anybody_hears_of_it(engine, monkeypatch):
     together(Arrivals(engine), several(3))
     full = 2
     assert levels == [full] * 3
+
+
+def open_files(folder):
+    """The files of a folder that this process holds open (Linux)."""
+    targets = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+    return [target for target in targets if target.is_relative_to(folder)]
+
+
+@pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk I/O error"), KeyError("a bug"), SystemExit(1)])
+def test_images_in_turn_share_a_connection_and_a_fault_costs_it(engine, monkeypatch, fault):
+    connections = []
+    real = module._record
+
+    def spy(connection, arrival):
+        connections.append(connection.connection.dbapi_connection)
+        if len(connections) == 3:
+            raise fault
+        return real(connection, arrival)
+
+    monkeypatch.setattr(module, "_record", spy)
+    arrivals, wanted = Arrivals(engine, keeps_connection=True), several(5)
+    assert [arrivals.record(one) for one in wanted[:2]] == [Stored.NEW] * 2
+    with pytest.raises((LedgerUnavailableError, KeyError, SystemExit)):
+        arrivals.record(wanted[2])
+    assert [arrivals.record(one) for one in wanted[2:]] == [Stored.NEW] * 3
+    assert connections[0] is connections[1] is connections[2]
+    assert connections[3] is connections[4] is not connections[0]
+    assert len(counted(engine)) == 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are seen on Linux alone")
+def test_nothing_is_open_once_the_engine_is_disposed_of(engine, tmp_path):
+    arrivals = Arrivals(engine, keeps_connection=True)
+    arrivals.record(ONE)
+    assert open_files(tmp_path)
+    engine.dispose()
+    assert open_files(tmp_path) == []
+    assert arrivals.record(ONE) is Stored.DUPLICATE

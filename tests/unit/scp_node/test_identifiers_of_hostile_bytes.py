@@ -211,3 +211,29 @@ def test_a_file_is_split_where_its_data_set_begins():
 )
 def test_what_is_no_dicom_file_says_why(content, text):
     assert split_file(content) == NotPart10(text)
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 700),
+    big=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_short_way_over_plain_elements_finds_what_the_long_way_finds(changes, cut, big):
+    body = bytearray(encoded(sample(undefined=True), little=not big))
+    for at, value in changes:
+        body[at % len(body)] = value
+    body = bytes(body[: max(len(body) - cut, 0)])
+    syntax = str(ExplicitVRBigEndian if big else ExplicitVRLittleEndian)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("scp_node.identifiers._Walk._pass_plain", lambda *_: None)
+        expected = read_identifiers(body, syntax)
+    assert read_identifiers(body, syntax) == expected
+
+
+def test_a_data_set_that_ends_with_a_plain_element_has_no_identifiers():
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = EXPECTED.sop_class_uid, EXPECTED.sop_instance_uid, "CT"
+    assert read_identifiers(encoded(ds), str(ExplicitVRLittleEndian)) == Identifiers(
+        EXPECTED.sop_class_uid, EXPECTED.sop_instance_uid, "", ""
+    )

@@ -98,6 +98,14 @@ def test_all_shelves_are_there_before_the_first_image(spool):
     assert len(list((spool.folder / "objects").iterdir())) == 256
 
 
+def test_a_shelf_that_leads_outside_is_refused_at_start(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "objects").mkdir(parents=True)
+    (tmp_path / "data" / "objects" / "00").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="would lie outside the storage folder"):
+        Spool(tmp_path / "data").prepare()
+
+
 def test_parts_of_dead_processes_are_swept_and_those_of_living_ones_stay(spool):
     incoming = spool.folder / "incoming"
     (incoming / f"{os.getppid()}-a.part").write_bytes(b"living")

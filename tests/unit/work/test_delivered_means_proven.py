@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scp_node.ledger.destinations import Destinations
 from scp_node.ports import STORAGE_COMMITMENT, STUDY_ROOT_FIND
 from tests.delivering import BOTH, MemoryArchive, Post
 from tests.ledgers import empty_ledger
@@ -135,17 +136,41 @@ def test_an_answer_that_the_report_is_missing_feeds_it_again_under_a_new_transac
 
 
 @pytest.mark.parametrize(("offers", "end"), [(BOTH, "delivered"), (COMMITS, "unverified")])
-def test_an_answer_that_never_comes_is_replaced_by_a_query_or_said_so(engine, tmp_path, offers, end):
+def test_two_answers_that_never_come_are_replaced_by_a_query_or_said_so(engine, tmp_path, offers, end):
     post = sent(engine, tmp_path, MemoryArchive(offers, answers_at_once=False))
     post.work_after(6)
-    assert post.work_after(86000) == 0
-    post.work_after(500)
+    for _ in range(2):
+        assert post.state() == "sent"
+        assert post.work_after(86000) == 0
+        post.work_after(500)
     assert post.state() == end
-    assert post.archive.asked == (["commitment", "query"] if end == "delivered" else ["commitment"])
+    assert post.archive.asked == ["commitment", "commitment", *(["query"] if end == "delivered" else [])]
 
 
-def test_an_archive_that_goes_away_before_it_was_asked_is_asked_when_it_is_back(engine, tmp_path):
-    post = sent(engine, tmp_path, MemoryArchive(FINDS))
+def test_an_archive_that_forgot_the_question_and_the_report_gets_both_again(engine, tmp_path):
+    post = sent(engine, tmp_path, MemoryArchive(COMMITS, answers_at_once=False))
+    post.work_after(6)
+    post.archive.kept.clear()
+    post.archive.answers_at_once = True
+    post.work_after(86401)
+    post.work()
+    post.work_after(6)
+    assert (post.state(), len(post.archive.stored)) == ("delivered", 2)
+
+
+def test_a_question_that_its_asker_did_not_survive_is_no_answer_that_never_comes(engine, tmp_path):
+    post = sent(engine, tmp_path, MemoryArchive(COMMITS))
+    post.clock.at += 6
+    ((number, attempt),) = post.outbox.claim_due(now=post.clock.now(), start=lambda *_: None)
+    post.outbox.note_transaction(number, attempt, "2.25.1")
+    post.deliveries.attempt(number, attempt, lambda: False)
+    assert (post.state(), post.archive.asked) == ("delivered", ["commitment"])
+
+
+@pytest.mark.parametrize("offers", [FINDS, COMMITS])
+def test_an_archive_that_goes_away_before_it_was_asked_is_asked_when_it_is_back(engine, tmp_path, offers):
+    post = sent(engine, tmp_path, MemoryArchive(offers))
+    Destinations(engine).keep_offers("pacs", offers, now=post.clock.now())
     post.archive.up = False
     for _ in range(5):
         post.work_after(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ class CannedReader:
     def __init__(self):
         self.decision = Decision(())
         self.written = []
+        self.named = []
         self.compared = []
         self.alike = True
         self.broken = False
@@ -82,6 +84,7 @@ class CannedReader:
         if self.broken:
             return ChildFailure("write_report", "OSError No space left on device at reader_process.py:1")
         self.written.append(record)
+        self.named.append([path.name for path in images])
         content = record.sop_instance_uid.encode()
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -472,6 +475,51 @@ def test_images_that_arrive_while_a_series_is_analysed_are_named_in_its_report(n
     assert box.run() == (StudyState.RECEIVING, 1)
     (record,) = box.reader.written
     assert [notice.code for notice in record.notices] == [Code.LATE_IMAGES]
+
+
+def arrives_late(box):
+    """One more image of the series that is looked at."""
+    with box.engine.begin() as connection:
+        connection.execute(tables.study.update().values(state=StudyState.RECEIVING))
+    add_image(box.engine, STUDY, "1.2.1.2", series_uid="1.2.1")
+
+
+def test_a_series_that_was_not_analysed_is_reported_on_the_images_that_were_decided_on(node):
+    box = node()
+    box.reader.decision = Decision((verdict("1.2.1", Refusal(Code.TOO_FEW_SLICES, "8 slices.")),))
+    box.reader.decide = lambda _paths, _cancelled: arrives_late(box) or box.reader.decision
+    assert box.run() == (StudyState.RECEIVING, 1)
+    assert box.reader.named == [["1.2.1.1.dcm"]]
+    assert box.reader.written[0].evidence_sha256 == hashlib.sha256(b"1.2.1.1").hexdigest()
+
+
+@pytest.mark.parametrize("answer", [unusable("1.2.1"), ChildFailure(DECODING, "killed")])
+def test_a_series_that_could_not_be_analysed_is_reported_on_the_images_that_were_tried(node, answer):
+    box = node()
+    box.reader.decision = Decision((verdict("1.2.1"),))
+
+    class Interrupted(CannedDetector):
+        def analyse(self, paths, cancelled):
+            if not self.shown:
+                arrives_late(box)
+            return super().analyse(paths, cancelled)
+
+    box.work._detector = detector = Interrupted()
+    detector.answers = [answer, answer]
+    box.run()
+    assert box.reader.named == [["1.2.1.1.dcm"]]
+    assert box.reader.written[0].evidence_sha256 == hashlib.sha256(b"1.2.1.1").hexdigest()
+
+
+def test_an_outcome_of_an_earlier_release_is_reported_on_the_series_as_it_is(node):
+    box = node()
+    box.reader.decision = Decision((verdict("1.2.1", Refusal(Code.TOO_FEW_SLICES, "8 slices.")),))
+    with box.engine.begin() as connection:
+        decided = {"decision": json.loads(box.reader.decision.to_json()), "decided_at": 200.0, "images": ""}
+        row = {"key": RUN.key("decide"), "value": decided, "executor": "x", "created_at": 200.0}
+        connection.execute(tables.step_outcome.insert().values(row))
+    assert box.run() == (StudyState.NOT_ANALYSED, 1)
+    assert box.reader.named == [["1.2.1.1.dcm"]]
 
 
 def test_late_images_that_were_analysed_all_the_same_make_no_second_report(node):

@@ -110,6 +110,7 @@ class Node:
         self.engine, self.settings = engine, settings
         self.archive, self.reader, self.clock = Archive(), Reader(), Clock()
         self.places = []
+        self.told = []
 
     def look(self):
         """As another process would: nothing is carried over but the database."""
@@ -125,6 +126,7 @@ class Node:
             reader=self.reader,
             catalogue_of=catalogue_of,
             clock=self.clock,
+            proved=lambda: self.told.append(self.ready()),
         ).look(lambda: False)
 
     def ready(self):
@@ -140,6 +142,11 @@ def test_a_whole_study_is_ready_at_once_and_nobody_is_asked_again(node):
     node.clock.time += 1000.0
     node.look()
     assert (node.archive.asked, node.reader.asked, node.places) == ([STUDY], 1, ["pacs"])
+
+
+def test_whoever_waits_for_a_proof_is_told_when_it_is_in_the_ledger(node):
+    node.look()
+    assert node.told == [True]
 
 
 def test_the_images_are_opened_only_where_the_counts_agree(node):

@@ -12,6 +12,7 @@ from scp_node.work import Run
 from scp_node.workflow import _PATIENT_STEP, Runs, upgrade_database
 
 LONG_AGO_MS = 1000
+MOST_OF_A_PAYLOAD = 512  # characters; the rule is 4 KB
 
 
 @pytest.fixture
@@ -88,6 +89,21 @@ def test_missing_tables_of_the_engine_are_left_to_its_own_complaint(tmp_path):
 )
 def test_a_step_is_tried_again_after_a_fault_that_may_pass(fault, again):
     assert _PATIENT_STEP["should_retry"](fault) is again
+
+
+def test_what_the_engine_keeps_of_a_run_is_identifiers_of_a_few_hundred_bytes(runs):
+    runs, engine = runs
+    longest = "1." * 31 + "12"
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE nn_study SET state = state"))
+        runs.start_study(connection, Run(longest, 2**31, timed_out=True))
+        runs.start_delivery(connection, 2**31, 2**31)
+    runs.start_series(Run(longest, 2**31, timed_out=True), longest)
+    with engine.connect() as connection:
+        inputs = status_table(engine).replace("workflow_status", "workflow_input")
+        kept = connection.execute(sa.text(f"SELECT inputs FROM {inputs}")).scalars().all()
+    assert len(kept) == 3
+    assert max(map(len, kept)) < MOST_OF_A_PAYLOAD
 
 
 def test_one_series_in_two_studies_has_a_run_in_each(runs):

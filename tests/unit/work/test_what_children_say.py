@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +35,12 @@ def test_a_fault_is_named_by_kind_and_place_only():
     told = describe(raised(ValueError("Patient's Name is MUELLER^JOERG")))
     assert told.startswith("ValueError at test_what_children_say.py:")
     assert "MUELLER" not in told
+
+
+def test_a_child_gets_no_more_memory_than_its_limit():
+    greedy = "from scp_node.child import limit_memory; limit_memory(512); bytearray(1 << 30)"
+    ended = subprocess.run([sys.executable, "-c", greedy], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.strip().splitlines()[-1]) == (1, "MemoryError")
 
 
 def test_a_fault_of_the_system_says_what_the_system_says():
