@@ -115,7 +115,7 @@ def find_lungs(hu: NDArray[np.int16], spacing_zyx_mm: Vector, limits: SelectionL
     lungs = _largest(body & (coarse < AIR_HU))
     lungs = _enclosed(_closed(lungs, cell_mm)) & body
     litres = float(lungs.sum() * np.prod(cell_mm)) / 1e6
-    if litres < limits.min_lung_l or not lungs.any():
+    if litres < limits.min_lung_l:
         return Refusal(
             Code.NO_LUNG_FOUND,
             f"The air inside the body measures {litres:.1f} l, expected at least {limits.min_lung_l:.1f} l; "
@@ -238,7 +238,7 @@ def _closed(mask: Mask, cell_mm: NDArray[np.float64]) -> Mask:
 
 def _widened(mask: Mask, cell_mm: NDArray[np.float64]) -> Mask:
     if not mask.any():
-        return mask
+        return np.ones_like(mask)  # only a limit of 0 l comes here: nothing is known, so all is searched
     box = _box(mask, np.ceil(MARGIN_MM / cell_mm).astype(int))
     result = np.zeros_like(mask)
     result[box] = ndimage.distance_transform_edt(~mask[box], sampling=cell_mm) <= MARGIN_MM

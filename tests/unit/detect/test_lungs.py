@@ -64,11 +64,12 @@ def test_block_means_repeat_the_last_voxel_of_an_incomplete_block():
     assert np.array_equal(_block_means(hu, (2, 3, 1)), means)
 
 
-def test_without_any_air_there_is_no_lung_however_small_one_may_be():
+def test_without_any_air_a_limit_of_nothing_has_everything_searched():
     solid = np.zeros((20, 40, 40), np.int16)
-    found = find_lungs(solid, SPACING, replace(SMALL_CHEST, min_lung_l=0.0))
-    assert isinstance(found, Refusal)
-    assert found.code is Code.NO_LUNG_FOUND
+    mask = find_lungs(solid, SPACING, replace(SMALL_CHEST, min_lung_l=0.0))
+    assert not isinstance(mask, Refusal)
+    assert mask.search.all()
+    assert not mask.lungs.any()
 
 
 def test_eight_millimetres_beyond_the_pleura_are_searched():

@@ -71,7 +71,7 @@ def assert_same(one: Path, two: Path, values: tuple[str, ...], fresh: torch.nn.M
     """Same losses and the same steps away from the first weights, as far as float32 batch norms agree."""
     (first,), (second,) = rows(one), rows(two)
     for value in values:
-        assert second[value] == pytest.approx(first[value], rel=2e-3, abs=1e-5), value
+        assert second[value] == pytest.approx(first[value], rel=5e-3, abs=1e-5), value
     alone, together = (torch.load(path, weights_only=True)["network"] for path in (one, two))
     for name, begin in fresh.state_dict().items():
         moved, beside = alone[name].double() - begin, together[name].double() - begin
