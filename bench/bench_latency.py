@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from bench.sections import write_section
+from bench.sections import publish
 from demo.processes import free_ports
 from scp_node.ledger import tables
 from scp_node.ledger.engine import make_engine
@@ -264,9 +264,7 @@ def main() -> int:
         sizes.popitem()
     load = os.getloadavg()[0]
     text = report(measure(asked.rounds, sizes), load)
-    print(text)
-    if asked.results:
-        write_section(asked.results, NAME, "From the last image to the report", text)
+    publish(asked.results, NAME, "From the last image to the report", text)
     return 0
 
 

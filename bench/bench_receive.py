@@ -41,7 +41,7 @@ from pynetdicom import build_context
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
-from bench.sections import write_section
+from bench.sections import publish
 from tests.builders import ChestSeries, as_bytes
 
 if TYPE_CHECKING:
@@ -513,9 +513,7 @@ def main() -> int:
             measure(receivers, images, asked.images, asked.rounds, numbers, beside=beside)
         text = report(receivers, asked.images, asked.rows, load)
         text += "\n\n" + crowd(receivers[0], images, numbers)
-    print(text)
-    if asked.results:
-        write_section(asked.results, NAME, "Receiving", text)
+    publish(asked.results, NAME, "Receiving", text)
     return 0
 
 

@@ -29,7 +29,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 from pynetdicom.presentation import build_context
 
-from bench.sections import write_section
+from bench.sections import publish
 from demo.processes import free_ports
 from tests.certificates import authority
 
@@ -227,9 +227,7 @@ def main() -> int:
         return 0
     load = os.getloadavg()[0]
     text = report(measure(asked.echoes), load)
-    print(text)
-    if asked.results:
-        write_section(asked.results, NAME, "An honest echo beside a crowd", text)
+    publish(asked.results, NAME, "An honest echo beside a crowd", text)
     return 0
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.sections import write_section
+from bench.sections import publish
 from training.calibration import CalibrationError
 from training.held_out import half_and_half, read_held_out
 
@@ -188,9 +188,7 @@ def main() -> None:
     seeds = len(found["left-out"]["seeds"]) if "left-out" in found else 0
     said = f"Taken from finished runs on {datetime.now(UTC):%Y-%m-%d} by `python -m {parser.prog.split()[-1]}`"
     text = f"{said}; scans left out: median of {seeds} seeds.\n\n{table(found)}"
-    print(text)
-    if asked.results:
-        write_section(asked.results, NAME, "Asked and reached", text)
+    publish(asked.results, NAME, "Asked and reached", text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def publish(results: Path | None, bench: str, title: str, text: str) -> None:
+    """Print the section of a bench, and write it where it is wanted."""
+    print(text)
+    if results is not None:
+        write_section(results, bench, title, text)
+
+
 def write_section(path: Path, bench: str, title: str, text: str) -> None:
     """Replace what stands between the two marks of a bench, or add it at the end."""
     mark = f"<!-- {bench} -->"

@@ -157,7 +157,7 @@ def make_phantom(seed: int, settings: ScanSettings | None = None, nodules: int |
     view = float(np.clip((2 * build.half_width + 24) / MATRIX, 0.6, 0.85)) * MATRIX
     anatomy = draw_anatomy(rng, build, view)
     grid = _grid(settings, view, build.height)
-    # Masses came later, from a stream of their own: what was drawn before them stays where it was.
+    # Masses have a stream of their own: a phantom without one is the same as before there were any.
     canvas = _Canvas(_paint_organs(anatomy, grid), grid, settings, np.random.default_rng([seed, 4]))
     trees = _paint_trees(rng, anatomy, canvas)
     canvas.keep_clear = []

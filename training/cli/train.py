@@ -177,8 +177,8 @@ def _proposed(
     found: dict[str, NDArray[np.float64]] = {}
     for person, file in checkpoints.items():
         own = [name for name in names[team.rank :: team.size] if whose[name] == person]
-        recipe, weights, _ = load_checkpoint(Path(file))
         if own:
+            recipe, weights, _ = load_checkpoint(Path(file))
             found |= find_candidates(recipe.screening, weights, load_scans(scans, own), device=str(team.device))
     return found
 
